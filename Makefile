@@ -1,0 +1,60 @@
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+DEV := $(VENV)/.ready-dev
+DEMO := $(or $(wildcard $(DEV)),$(VENV)/.ready-demo)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
+TOO_OLD = eventbus needs Python 3.11 or newer, and $(PYTHON) is not: try make PYTHON=python3.13
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint bench format clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+setup: $(DEV) ## Install the development tools into .venv
+
+demo: $(DEMO) ## Serve the example shop and print its address
+	@$(BIN)/python docs/examples/shop/serve.py $(ARGS)
+
+test: $(DEV) ## Run the tests, all but the packaging one
+	@$(BIN)/python -m pytest -m "not packaging" $(ARGS)
+
+check: lint ## Run all that must pass before a change lands
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV) ## Check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(DEV) ## Print the benchmarks
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+format: $(DEV) ## Rewrite the code in the house style
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+clean: ## Remove what these commands made
+	rm -rf $(VENV) .ci/venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(TOO_OLD)"; exit 1; }
+	@echo "Making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/.ready-demo: $(VENV)/.pip pyproject.toml constraints.txt
+	@echo "Installing what the demo needs ..."
+	@$(PIP) install -e . --group demo -c constraints.txt
+	@touch $@
+
+$(DEV): $(VENV)/.pip pyproject.toml constraints.txt
+	@echo "Installing the development tools ..."
+	@$(PIP) install -e . --group dev -c constraints.txt
+	@touch $@

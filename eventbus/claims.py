@@ -1,0 +1,313 @@
+"""Take entries out of a store: a subscription made of claims, and settlements written together.
+
+A claim brings no more than the free slots of its handler plus what it starts, at its recent pace, within a tenth of
+the lease: fast handlers get batches, slow ones do not hoard. A wake-up carries nothing; only a claim gives the right
+to run. Behind every wake-up stands a look at the store every ``Limits.sweep`` seconds.
+"""
+
+import heapq
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from eventbus.clock import Runtime
+from eventbus.delivery import Done, Gone, Postponed, Verdict
+from eventbus.errors import SettleError, StoreError
+from eventbus.lanes import Signal
+from eventbus.limits import Limits
+from eventbus.retry import Again, Dead
+from eventbus.store import Entry, Recipient, Settlement, Store, Unit
+from eventbus.transport import Subscription, Wire
+
+__all__ = ("ClaimedDelivery", "Claims", "Ledger")
+
+log = logging.getLogger("eventbus")
+
+
+class _Ticket:
+    """Be one settlement on its way."""
+
+    __slots__ = ("event", "failed", "kept", "settlement")
+
+    def __init__(self, settlement: Settlement) -> None:
+        self.settlement = settlement
+        self.event = anyio.Event()
+        self.kept = False
+        self.failed: StoreError | None = None
+
+
+class Ledger:
+    """Write the settlements and extensions of all handlers, those of one moment in one statement."""
+
+    def __init__(self, store: Store, runtime: Runtime, limits: Limits) -> None:
+        self.store = store
+        self.runtime = runtime
+        self.limits = limits
+        self.owner = runtime.ids()
+        """This incarnation of this process, in the store's ``owner`` column."""
+        self._tickets: list[_Ticket] = []
+        self._news = Signal()
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Write a settlement; False if the lease was lost. Raises ``StoreError``."""
+        ticket = _Ticket(settlement)
+        self._tickets.append(ticket)
+        self._news.fire()
+        await ticket.event.wait()
+        if ticket.failed is not None:
+            raise ticket.failed
+        return ticket.kept
+
+    async def run(self) -> None:
+        """Write what comes, until cancelled."""
+        while True:
+            if not self._tickets:
+                await self._news.wait()
+            await checkpoint()  # whoever settles in this moment too joins the statement
+            tickets, self._tickets = self._tickets[: self.limits.batch], self._tickets[self.limits.batch :]
+            lost: frozenset[int] = frozenset()
+            failed: StoreError | None = None
+            try:
+                lost = await self.store.settle([ticket.settlement for ticket in tickets])
+            except StoreError as error:
+                log.warning("settling %d entries failed, their leases decide: %s", len(tickets), error)
+                failed = error
+            for ticket in tickets:
+                ticket.kept = ticket.settlement.seq not in lost
+                ticket.failed = failed
+                ticket.event.set()
+
+
+class ClaimedDelivery:
+    """Be one claimed entry until it is settled; ``(seq, claims)`` is the right to."""
+
+    __slots__ = ("_claims", "_committed", "_lost", "attempt", "entry", "settled", "wire")
+
+    def __init__(self, claims: "Claims", entry: Entry) -> None:
+        self._claims = claims
+        self.entry = entry
+        self.wire = Wire(entry.message_id, entry.body, key=entry.lane)
+        self.attempt = entry.failures + 1
+        self.settled = False
+        self._lost = False
+        self._committed = False
+
+    async def lock(self, unit: Unit) -> bool:
+        """Take the row lock of the entry, the first thing in its handler's transaction."""
+        return await unit.lock(self.entry.seq, self.entry.claims)
+
+    async def settle(self, unit: Unit) -> bool:
+        """Write "done" in the handler's transaction."""
+        self._committed = await unit.settle(Settlement(self.entry.seq, self.entry.claims, "done"))
+        return self._committed
+
+    async def ack(self) -> None:
+        """Settle it as done. Raises ``SettleError`` if the lease was lost."""
+        await self.write(Done())
+
+    async def retry(self, after: float) -> None:
+        """Release it for later, uncounted."""
+        await self.write(Postponed(after))
+
+    async def reject(self, reason: str) -> None:
+        """Settle it as dead."""
+        await self.write(Dead(reason))
+
+    async def extend(self) -> None:
+        """Keep it for another lease."""
+        if self.settled or self._lost or self._claims.transactional:
+            return
+        ledger = self._claims.ledger
+        try:
+            lost = await ledger.store.extend([(self.entry.seq, self.entry.claims)], ledger.limits.lease)
+        except StoreError as error:
+            log.warning("%s: a lease could not be extended: %s", self.entry.recipient, error)
+            return
+        if lost:
+            self._lost = True
+            raise SettleError(f"the lease of message {self.wire.id} is lost")
+
+    async def write(self, verdict: Verdict) -> None:
+        """Write what becomes of it. Raises ``SettleError`` if the lease was lost."""
+        if self.settled:
+            return
+        self.settled = True
+        try:
+            if self._committed and not isinstance(verdict, Gone):
+                return  # whatever went wrong after the commit, it is done
+            if isinstance(verdict, Gone) or not await self._claims.ledger.settle(self._settlement(verdict)):
+                raise SettleError(f"the lease of message {self.wire.id} is lost")
+        except StoreError as error:
+            raise SettleError(f"message {self.wire.id} is left to its lease: {error}") from error
+        finally:
+            self._claims.settled(verdict)
+
+    def _settlement(self, verdict: Verdict) -> Settlement:
+        seq, claims = self.entry.seq, self.entry.claims
+        match verdict:
+            case Again(after=after):
+                return Settlement(seq, claims, "again", after)
+            case Postponed(after=after):
+                return Settlement(seq, claims, "release", after)
+            case Dead(reason=reason):
+                blocks = self._claims.blocks and self.entry.lane is not None
+                return Settlement(seq, claims, "dead", error=reason, blocks=blocks)
+            case _:
+                return Settlement(seq, claims, "done")
+
+
+class Claims:
+    """Be the subscription of one recipient."""
+
+    def __init__(
+        self, ledger: Ledger, recipient: Recipient, slots: int, *, transactional: bool = False, blocks: bool = False
+    ) -> None:
+        self.ledger = ledger
+        self.recipient = recipient
+        self.transactional = transactional
+        """Whether its handler's transaction, and not a heartbeat, keeps the lease."""
+        self.blocks = blocks
+        """Whether a dead entry blocks its lane."""
+        self.claimed_at = ledger.runtime.clock.monotonic()
+        """When the store last answered a claim."""
+        self.quiet: Callable[[], None] = lambda: None
+        """Called when a look at the store came back empty."""
+        self._slots = slots
+        self._buffer: deque[ClaimedDelivery] = deque()
+        self._unsettled = 0
+        self._news = Signal()
+        self._woken = True
+        self._cursor = ""
+        self._stopped = False
+        self._claiming = False
+        self._resting = False
+        self._dues: list[float] = []
+        self._pace = _Pace(ledger.runtime)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Subscription]:
+        """Subscribe anew; what an earlier life left unsettled is left to its leases."""
+        self._buffer.clear()
+        self._dues.clear()
+        self._unsettled = 0
+        self._stopped = False
+        self._woken = True
+        yield self
+
+    def busy(self) -> int:
+        """Count what is in hand, and a look at the store that has not come back empty yet."""
+        return self._unsettled + (self._woken or not self._resting)
+
+    def wake(self) -> None:
+        """Look at the store again: something may have come."""
+        self._woken = True
+        self._news.fire()
+
+    async def receive(self) -> ClaimedDelivery:
+        """Return the next entry. Raises ``StoreError``, and ``EndOfStream`` after ``stop``."""
+        while True:
+            if self._stopped:
+                raise anyio.EndOfStream
+            if self._buffer:
+                return self._buffer.popleft()
+            room = self._room()
+            if room <= 0:
+                await self._news.wait()
+            elif not await self._claim(room) and not self._stopped:
+                await self._rest()
+
+    async def stop(self) -> None:
+        """Claim no more, and hand back what was claimed and not received."""
+        self._stopped = True
+        self._news.fire()
+        while self._claiming:
+            await self._news.wait()
+        for delivery in [*self._buffer]:
+            await delivery.retry(0.0)
+        self._buffer.clear()
+
+    def settled(self, verdict: Verdict) -> None:
+        """Count one entry less in hand, and look again: its slot, and perhaps its lane, is free."""
+        self._unsettled -= 1
+        self._pace.note()
+        if isinstance(verdict, Again | Postponed):
+            heapq.heappush(self._dues, self.ledger.runtime.clock.monotonic() + verdict.after)
+        if self.recipient.ordered or not isinstance(verdict, Done):
+            self._woken = True
+        self._news.fire()
+
+    def _room(self) -> int:
+        """Return how many entries may be claimed now: a free slot at once, a hoard only when half of it is gone."""
+        lease, batch = self.ledger.limits.lease, self.ledger.limits.batch
+        most = min(self._slots + int(self._pace.per_second() * lease / 10), max(batch, self._slots))
+        free = most - self._unsettled
+        return free if self._unsettled < self._slots or free > most // 2 else 0
+
+    async def _claim(self, room: int) -> bool:
+        self._claiming, self._woken = True, False
+        limits = self.ledger.limits
+        try:
+            claimed = await self.ledger.store.claim(
+                self.recipient, owner=self.ledger.owner, limit=min(room, limits.batch), lease=limits.lease,
+                cursor=self._cursor,
+            )  # fmt: skip
+        finally:
+            self._claiming = False
+            self._news.fire()
+        self.claimed_at = self.ledger.runtime.clock.monotonic()
+        more = claimed.cursor != ""
+        self._cursor = claimed.cursor
+        self._unsettled += len(claimed.entries)
+        self._buffer.extend(ClaimedDelivery(self, entry) for entry in claimed.entries)
+        if self._stopped:
+            for delivery in [*self._buffer]:
+                await delivery.retry(0.0)
+            self._buffer.clear()
+        return bool(claimed.entries) or more
+
+    async def _rest(self) -> None:
+        """Wait until somebody wakes us, something is due, or it is time to look again."""
+        if self._woken:
+            return
+        clock, wait = self.ledger.runtime.clock, self.ledger.limits.sweep
+        due = (await self.ledger.store.due([self.recipient.name])).get(self.recipient.name, wait)
+        while self._dues and self._dues[0] <= clock.monotonic():
+            heapq.heappop(self._dues)
+        ours = self._dues[0] - clock.monotonic() if self._dues else wait
+        wait = min(one for one in (wait, due, ours) if one > 0)
+        if not self._woken and not self._stopped:
+            self._resting = True
+            self.quiet()
+            with clock.move_on_after(wait):
+                while not self._woken and not self._stopped:
+                    await self._news.wait()
+            self._resting = False
+
+
+class _Pace:
+    """Know how many entries were settled per second lately."""
+
+    __slots__ = ("_clock", "_count", "_rate", "_since")
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._clock = runtime.clock
+        self._since = runtime.clock.monotonic()
+        self._count = 0
+        self._rate = 0.0
+
+    def note(self) -> None:
+        self._count += 1
+        if self._count % 16 == 0:
+            now = self._clock.monotonic()
+            self._rate = self._count / max(now - self._since, 0.001)
+            if now - self._since > 1.0:
+                self._since, self._count = now, 0
+
+    def per_second(self) -> float:
+        if self._clock.monotonic() - self._since > 10.0:
+            self._since, self._count, self._rate = self._clock.monotonic(), 0, 0.0
+        return self._rate

@@ -1,0 +1,167 @@
+"""One delivery's life: decode it, run its handler, say what becomes of it. No loops."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, cast
+
+from eventbus.clock import Clock, Runtime
+from eventbus.context import Identity, Origin, draining
+from eventbus.envelope import Envelope, from_binary, from_structured
+from eventbus.errors import DecodeError, SettleError, UnknownMessageError
+from eventbus.fanout import cut_short, failure_in, isolated
+from eventbus.invoker import Claim, Invoker, Lapse
+from eventbus.limits import Limits
+from eventbus.registry import Registry
+from eventbus.retry import Again, Dead, decide, describe
+from eventbus.transport import Delivery, TransportError, Wire
+
+__all__ = ("Consumer", "Cut", "Done", "Gone", "Postponed", "Verdict", "settle")
+
+log = logging.getLogger("eventbus")
+
+UNKNOWN_AGAIN = 30.0
+"""Seconds after which a message of unknown name or newer version is looked at again."""
+
+SOON = 0.001
+"""The shortest wait before a retry (``Delivery.retry(0)`` would mean something else), and what is not worth one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Say that it was handled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """Say that it is to come again without a failure being counted."""
+
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Say that the right to settle it is lost, so nothing is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Say that its handling was cancelled: it neither succeeded nor failed."""
+
+
+Verdict = Done | Again | Dead | Postponed | Gone | Cut
+
+
+class Consumer:
+    """Attend to the deliveries of one handler."""
+
+    __slots__ = ("_invoker", "_longest", "_registry", "queue", "retry", "runtime")
+
+    def __init__(self, registry: Registry, invoker: Invoker, runtime: Runtime, longest: float = 0.0) -> None:
+        self._registry = registry
+        self._longest = longest
+        self.runtime = runtime
+        self._invoker = invoker
+        self.queue = registry.queue(invoker.known.handler)
+        self.retry = invoker.known.handler.options.retry
+
+    async def attend(self, delivery: Delivery, claim: Claim | None = None) -> Verdict:
+        """Run the handler on one delivery and return what becomes of it; only cancellation gets out."""
+        clock, attempt = self.runtime.clock, max(delivery.attempt, 1)
+        try:
+            envelope = unwrap(delivery.wire, self._registry.wiring.limits, clock)
+        except DecodeError as error:
+            return Dead(str(error))
+        if envelope.due is not None:
+            wait = envelope.due.timestamp() - clock.now()
+            if wait > SOON:
+                return Postponed(wait)
+            if (envelope.due - envelope.time).total_seconds() <= self._longest:
+                attempt = max(attempt - 1, 1)  # the transport, which kept it until now, has counted that
+        try:
+            origin = self._origin(envelope)
+        except UnknownMessageError as error:
+            age = clock.now() - envelope.time.timestamp()
+            return Postponed(UNKNOWN_AGAIN) if age < self._registry.wiring.limits.unknown else Dead(str(error))
+        except DecodeError as error:
+            return Dead(str(error))
+        except Exception as error:
+            log.exception("%s: decoding message %s failed", self.queue, envelope.id)
+            return Dead(describe(error, self._registry.wiring.limits.error))
+        try:
+            await isolated(lambda: self._run(origin, attempt, claim))
+        except Lapse as error:
+            log.warning("%s: the commit failed, its lease decides: %s", self.queue, error.__cause__)
+            return Gone()
+        except BaseException as error:
+            return self._ended(error, attempt, claim)
+        return Done()
+
+    async def _run(self, origin: Origin, attempt: int, claim: Claim | None) -> Any:
+        draining.set(self.queue)
+        return await self._invoker.run(origin, attempt, claim)
+
+    def _ended(self, error: BaseException, attempt: int, claim: Claim | None) -> Verdict:
+        """Return what becomes of a message whose handler raised; a cancellation from outside goes on."""
+        if claim is not None and isinstance(error, SettleError):
+            return Gone()
+        if cut_short():
+            if isinstance(error, Exception | BaseExceptionGroup):
+                log.warning("%s: a handler that was cancelled ended in %s", self.queue, describe(error, 200))
+                return Cut()
+            raise error
+        failure = failure_in(error)
+        if failure is None:
+            if _interrupts(error):
+                raise error
+            failure = RuntimeError(f"the handler raised {describe(error, 200)}")
+            failure.__cause__ = error
+        return self._failed(failure, attempt)
+
+    def _failed(self, error: Exception, attempt: int) -> Verdict:
+        limit = self._registry.wiring.limits.error
+        verdict = decide(self.retry, attempt, error, self.runtime.random, limit)
+        text = describe(error, limit)
+        if isinstance(verdict, Dead):
+            log.error("%s gave up after attempt %d: %s", self.queue, attempt, text, exc_info=error)
+        else:
+            log.warning("%s failed at attempt %d, again in %.3f s: %s", self.queue, attempt, verdict.after, text)
+        return verdict
+
+    def _origin(self, envelope: Envelope) -> Origin:
+        registry = self._registry
+        type_ = registry.type_of(envelope.name, envelope.version)
+        message: object = registry.wiring.codec.decode(envelope.body, type_)
+        identity = Identity(envelope.id, envelope.correlation, envelope.causation, envelope.time)
+        return Origin(message, self.runtime, None, envelope.key, envelope.headers, identity)
+
+
+def _interrupts(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return cast("BaseExceptionGroup[BaseException]", error).subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt)
+
+
+def unwrap(wire: Wire, limits: Limits, clock: Clock) -> Envelope:
+    """Return the envelope of a wire in either mode. Raises ``DecodeError``."""
+    if any(name.lower() == "ce-specversion" for name in wire.headers):
+        return from_binary(wire.headers, wire.body, limits, clock.now)
+    return from_structured(wire.body, limits, clock.now)
+
+
+async def settle(delivery: Delivery, verdict: Verdict) -> bool:
+    """Tell the transport what becomes of a delivery; False if it is, or will be, somebody else's."""
+    try:
+        match verdict:
+            case Done():
+                await delivery.ack()
+            case Again(after=after):
+                await delivery.retry(max(after, SOON))
+            case Postponed(after=after):
+                await delivery.retry(after)
+            case Dead(reason=reason):
+                await delivery.reject(reason)
+            case _:
+                return False
+    except TransportError:
+        return False
+    return True

@@ -1,0 +1,206 @@
+"""The parts of one bus, put together from its compiled wiring, and their lifetime."""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import EventLoopToken, current_token
+
+from eventbus.claims import Claims, Ledger
+from eventbus.clock import Runtime
+from eventbus.dead import Graveyard, Named
+from eventbus.dispatch import Dispatch, Posting
+from eventbus.entries import Entries, Opened
+from eventbus.errors import NotRunningError, WrongLoopError
+from eventbus.invoker import Surroundings
+from eventbus.keeping import StoreKeeper
+from eventbus.limits import Limits
+from eventbus.link import Link
+from eventbus.live import Live
+from eventbus.registry import MEMORY, Registry
+from eventbus.sources import Countable, Sources, groups
+from eventbus.worker import Worker
+
+__all__ = ("Engine",)
+
+
+class Engine:
+    """Run one compiled wiring; the bus makes a new one when a test swaps parts."""
+
+    def __init__(self, bus: object, registry: Registry, runtime: Runtime) -> None:
+        self.registry = registry
+        self.runtime = runtime
+        self.state = "not started"
+        self.live = Live()
+        self.worker: Worker | None = None
+        self.claims: dict[str, Claims] = {}
+        """Recipient -> its subscription to the store, while the worker runs."""
+        self.consumes = False
+        """Whether it consumes even if told to publish only (the test kit's)."""
+        self._watchers: list[Callable[[object], None]] = []
+        self.links = {
+            name: Link(name, transport, runtime, registry.wiring.limits)
+            for name, transport in registry.wiring.transports.items()
+        }
+        self.entries = Entries(registry, self.links, self.wake)
+        around = Surroundings(bus, runtime, self._open, self.entries.flush, self._follow)
+        self.dispatch = Dispatch(registry, around, self._post, self._feed)
+        self._home: tuple[EventLoopToken, int] | None = None
+
+    def require(self, operation: str) -> None:
+        """Raise ``NotRunningError`` or ``WrongLoopError`` unless this is where the bus runs."""
+        if self._home is None:
+            raise NotRunningError(operation, self.state)
+        token, process = self._home
+        if process != os.getpid():
+            raise WrongLoopError(operation, "a forked child process")
+        try:
+            here = current_token()
+        except RuntimeError as error:
+            raise WrongLoopError(operation, "a thread without an event loop") from error
+        if here != token:
+            raise WrongLoopError(operation, "another event loop")
+
+    def wake(self, recipients: frozenset[str] | None = None) -> None:
+        """Let the worker look for what was written for some recipients; None: for anybody."""
+        for name in self.claims if recipients is None else recipients & self.claims.keys():
+            self.claims[name].wake()
+
+    @property
+    def owner(self) -> str:
+        """Return what stands before a handler's name in stores and queues."""
+        return self.registry.owner
+
+    @property
+    def limits(self) -> Limits:
+        """Return the ceilings of the bus."""
+        return self.registry.wiring.limits
+
+    def graveyards(self) -> Sequence[Graveyard]:
+        """Return every place that keeps dead entries."""
+        self.require("bus.dead")
+        places: list[Graveyard] = [] if self.registry.wiring.store is None else [self.registry.wiring.store]
+        places.extend(
+            link.transport if link.name == MEMORY else Named(link.name, link.transport)
+            for link in self.links.values()
+            if isinstance(link.transport, Graveyard)
+        )
+        return places
+
+    @asynccontextmanager
+    async def running(self, consume: bool) -> AsyncIterator[None]:
+        """Open everything, run the worker, and on leaving drain and close in that order."""
+        if self._home is not None:
+            raise WrongLoopError("bus.running()", "inside a lifetime of the same bus; it runs once at a time")
+        failure: BaseException | None = None
+        async with AsyncExitStack() as stack:
+            self._home = current_token(), os.getpid()
+            stack.callback(self._leave)
+            if self.registry.wiring.store is not None:
+                await stack.enter_async_context(self.registry.wiring.store)
+            async with anyio.create_task_group() as group:
+                try:
+                    for link in self._declared():
+                        await group.start(link.keep, name=f"eventbus {link.name}")
+                    self.state = "running"
+                    ledger = await self._open_store(group)
+                    if consume or self.consumes:
+                        sources = Sources(self.registry, self.links, self.dispatch.invokers, self.runtime, ledger)
+                        self.worker = Worker(list(sources.make()), self.runtime, self.registry.wiring.limits)
+                        self.claims = sources.claims
+                        for claims in self.claims.values():
+                            claims.quiet = self.worker.changed.fire
+                        group.start_soon(self.worker.run, name="eventbus worker")
+                        if all(link.is_up for link in self.used_links()):
+                            with self.runtime.clock.move_on_after(self.registry.wiring.limits.connect):
+                                for channel in self.worker.channels:
+                                    await channel.tried.wait()
+                    yield
+                except BaseException as error:  # out of the task group, so that it is not wrapped in a group
+                    failure = error
+                finally:
+                    await self._stop()
+                    group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _stop(self) -> None:
+        self.state = "stopping"
+        self.live.end()
+        with anyio.CancelScope(shield=True):
+            if self.worker is not None:
+                await self.worker.drain()
+
+    def _leave(self) -> None:
+        self.worker = None
+        self.claims = {}
+        self._home = None
+        self.state = "stopped"
+
+    def outstanding(self) -> int:
+        """Count what runs or could start now, in queues and in the worker; exact between two steps of the loop."""
+        waiting = sum(
+            link.transport.outstanding() for link in self.used_links() if isinstance(link.transport, Countable)
+        )
+        channels = [] if self.worker is None else self.worker.channels
+        claimed = sum(channel.source.busy() for channel in channels if channel.source.busy is not None)
+        return waiting + claimed - sum(channel.later() for channel in channels)
+
+    def used_links(self) -> list[Link]:
+        """Return the links of the transports that some route names."""
+        return [link for link in self.links.values() if self._used(link.name)]
+
+    def _declared(self) -> list[Link]:
+        for link in self.links.values():
+            link.topics = {
+                subject.spec.name: groups(self.registry, subject)
+                for subject in self.registry.subjects.values()
+                if subject.source == link.name and subject.routed
+            }
+        return self.used_links()
+
+    def _used(self, transport: str) -> bool:
+        return any(transport in subject.targets for subject in self.registry.subjects.values())
+
+    async def _open_store(self, group: TaskGroup) -> Ledger | None:
+        store = self.registry.wiring.store
+        if store is None:
+            return None
+        ledger = Ledger(store, self.runtime, self.registry.wiring.limits)
+        keeper = StoreKeeper(self.registry, ledger)
+        await keeper.announce()
+        group.start_soon(ledger.run, name="eventbus ledger")
+        group.start_soon(keeper.keep, name="eventbus keeper")
+        group.start_soon(store.listen, self.wake, name="eventbus listener")
+        return ledger
+
+    def _open(self) -> AbstractAsyncContextManager[Opened]:
+        return self.entries.transaction()
+
+    def _post(self, postings: Sequence[Posting], atomic: bool) -> Awaitable[None]:
+        self.require(f"publishing {postings[0].subject.spec.name!r}, which has a route,")
+        return self.entries.post(postings, atomic)
+
+    async def _follow(self, messages: Iterable[object]) -> None:
+        atomic = self.entries.current("publishing") is not None
+        await self.dispatch.follow(messages, atomic)
+
+    def observe(self, watch: Callable[[object], None]) -> None:
+        """Call ``watch`` with every event once its transaction has committed."""
+        self._watchers.append(watch)
+
+    def _feed(self, event: object) -> None:
+        if not (self.live.streams or self._watchers):
+            return
+
+        async def feed() -> None:
+            self.live.feed(event)
+            for watch in self._watchers:
+                watch(event)
+
+        if not self.entries.after_commit(feed):
+            self.live.feed(event)
+            for watch in self._watchers:
+                watch(event)

@@ -1,0 +1,209 @@
+"""One handler as one call: middleware, limits, transaction and dependencies around it, compiled once."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+import anyio
+from anyio.lowlevel import RunVar
+
+from eventbus.clock import Runtime
+from eventbus.context import Context, Origin, current
+from eventbus.errors import HandlerTimeoutError, QueueFullError, SettleError
+from eventbus.inject import Frame, close
+from eventbus.middleware import CallNext, chain
+from eventbus.registry import Known
+from eventbus.store import Transaction, Unit
+
+__all__ = ("Claim", "Invoker", "Lapse", "Surroundings")
+
+_holding: ContextVar[tuple["_Slot", ...]] = ContextVar("eventbus_holding", default=())
+_number = count()
+
+
+class Claim(Protocol):
+    """Be the right to settle one entry, exercised inside the handler's own transaction."""
+
+    async def lock(self, unit: Unit) -> bool:
+        """Take the row lock of the entry; False if the lease is lost."""
+        ...
+
+    async def settle(self, unit: Unit) -> bool:
+        """Write "done" in the transaction; False if the lease is lost."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Hold what an invoker needs from the bus around it."""
+
+    bus: object
+    runtime: Runtime
+    transaction: Callable[[], AbstractAsyncContextManager[tuple[Transaction[Any], Unit]]]
+    """Opens a transaction, or joins the open one by a savepoint."""
+    flush: Callable[[Transaction[Any], Unit], Awaitable[None]]
+    """Writes what was published in a transaction so far."""
+    follow: Callable[[Iterable[object]], Awaitable[None]]
+    """Publishes what a handler returned."""
+
+
+class Lapse(Exception):  # noqa: N818 - never seen outside the engine
+    """Say that a commit failed with an unknown outcome: nothing is written, the lease decides."""
+
+
+class Handling(Context):
+    """Be the context of a handler whose transaction also settles its entry."""
+
+    __slots__ = ("claim",)
+
+    def __init__(self, origin: Origin, handler: str, attempt: int, claim: Claim) -> None:
+        super().__init__(origin, handler, attempt)
+        self.claim = claim
+
+
+class Invoker:
+    """Call one handler; what it asks for is opened before and closed after."""
+
+    __slots__ = ("_entry", "bare", "known", "transactional")
+
+    def __init__(self, known: Known, around: Surroundings) -> None:
+        self.known = known
+        self.transactional = bool(known.injected.transactions)
+        options = known.handler.options
+        core = _core(known, around)
+        if options.timeout is not None:
+            core = _timed(core, known.handler.name, options.timeout, around.runtime)
+        if options.concurrency is not None:
+            core = _limited(core, known.handler.name, options.concurrency)
+        self._entry = chain(known.middleware, core)
+        self.bare: Callable[[Any], Awaitable[Any]] | None = None
+        """The handler itself, when nothing has to happen around it."""
+        if known.injected.plain and not (known.middleware or known.returns or options.timeout or options.concurrency):
+            self.bare = known.handler.func
+
+    async def run(self, origin: Origin, attempt: int = 1, claim: Claim | None = None) -> Any:
+        """Handle the message of ``origin``; return what the handler returned, raise what it raised."""
+        token = current.set(origin)
+        try:
+            if self.bare is not None:
+                return await self.bare(origin.message)
+            name = self.known.handler.name
+            ctx = Context(origin, name, attempt) if claim is None else Handling(origin, name, attempt, claim)
+            return await self._entry(ctx)
+        finally:
+            current.reset(token)
+
+
+def _core(known: Known, around: Surroundings) -> CallNext:
+    injected, returns = known.injected, known.returns
+
+    async def handle(ctx: Context, transaction: Transaction[Any] | None) -> tuple[Any, Frame]:
+        frame = Frame(ctx, around.bus, transaction)
+        try:
+            result = await injected.call(ctx.message, frame)
+            if returns and result is not None:
+                await around.follow(result if isinstance(result, list | tuple) else (result,))
+        except BaseException as error:
+            await close(frame, error)
+            raise
+        return result, frame
+
+    async def alone(ctx: Context) -> Any:
+        result, frame = await handle(ctx, None)
+        await close(frame, None)
+        return result
+
+    async def in_transaction(ctx: Context) -> Any:
+        claim = ctx.claim if isinstance(ctx, Handling) else None
+        frame: Frame | None = None
+        settled = False
+        try:
+            async with around.transaction() as (transaction, unit):
+                if claim is not None and not await claim.lock(unit):
+                    raise SettleError("the lease was lost before the handler started")
+                result, frame = await handle(ctx, transaction)
+                if claim is not None:
+                    await around.flush(transaction, unit)
+                    if not await claim.settle(unit):
+                        raise SettleError("the lease was lost while the handler ran")
+                    settled = True
+        except BaseException as error:
+            if frame is not None:
+                await close(frame, error)
+            if settled and isinstance(error, Exception):
+                raise Lapse from error
+            raise
+        await close(frame, None)
+        return result
+
+    return in_transaction if injected.transactions else alone
+
+
+def _timed(call: CallNext, name: str, seconds: float, runtime: Runtime) -> CallNext:
+    async def timed(ctx: Context) -> Any:
+        with runtime.clock.move_on_after(seconds):
+            return await call(ctx)
+        raise HandlerTimeoutError(name, seconds)
+
+    return timed
+
+
+class _Slots:
+    """Be the concurrency of one handler in one event loop."""
+
+    __slots__ = ("free", "taken")
+
+    def __init__(self, size: int) -> None:
+        self.free = anyio.Semaphore(size)
+        self.taken: list[_Slot] = []
+
+    def stuck(self, holding: tuple["_Slot", ...], seen: list["_Slots"]) -> bool:
+        """Tell whether none comes free before one who is ``holding`` others goes on."""
+        if self in seen:
+            return True
+        seen.append(self)
+        return self.free.value == 0 and all(
+            slot in holding or any(wanted.stuck(holding, seen) for wanted in slot.wants) for slot in self.taken
+        )
+
+
+class _Slot:
+    """Be one of them in use, with what is waited for by whoever runs in it."""
+
+    __slots__ = ("wants",)
+
+    def __init__(self) -> None:
+        self.wants: list[_Slots] = []
+
+
+def _limited(call: CallNext, name: str, size: int) -> CallNext:
+    here: RunVar[_Slots] = RunVar(f"eventbus:{next(_number)}:{name}")
+
+    async def limited(ctx: Context) -> Any:
+        slots, holding = here.get(None), _holding.get()
+        if slots is None:
+            slots = _Slots(size)
+            here.set(slots)
+        if holding and slots.stuck(holding, []):
+            raise QueueFullError(name, size, "those who hold its concurrency slots wait for the caller")
+        for held in holding:
+            held.wants.append(slots)
+        try:
+            await slots.free.acquire()
+        finally:
+            for held in holding:
+                held.wants.remove(slots)
+        slot = _Slot()
+        slots.taken.append(slot)
+        token = _holding.set((*holding, slot))
+        try:
+            return await call(ctx)
+        finally:
+            _holding.reset(token)
+            slots.taken.remove(slot)
+            slots.free.release()
+
+    return limited

@@ -1,0 +1,53 @@
+"""Keep house in the store: announce who listens, sweep what is old."""
+
+import logging
+
+from eventbus.claims import Ledger
+from eventbus.errors import StoreError
+from eventbus.registry import STORE, Registry
+from eventbus.store import Interest
+
+__all__ = ("StoreKeeper",)
+
+log = logging.getLogger("eventbus")
+
+ANNOUNCE = 3600.0
+"""Seconds between two announcements of our handlers."""
+
+
+class StoreKeeper:
+    """Do what a store needs from every process that uses it."""
+
+    def __init__(self, registry: Registry, ledger: Ledger) -> None:
+        self._registry = registry
+        self._ledger = ledger
+
+    async def announce(self) -> None:
+        """Tell the store which handlers there are, and which names they had before."""
+        registry = self._registry
+        interests = [
+            Interest(registry.queue(known.handler), subject.spec.name, known.handler.options.ordered)
+            for subject in registry.subjects.values()
+            if subject.source == STORE
+            for known in subject.routed
+        ]
+        aliases = [
+            (f"{registry.owner}/{alias}", registry.queue(known.handler))
+            for known in registry.known
+            for alias in known.handler.options.aliases
+        ]
+        await self._ledger.store.announce(interests, aliases=aliases)
+
+    async def keep(self) -> None:
+        """Sweep and announce, until cancelled; a store in trouble is tried again at the next round."""
+        clock, limits = self._ledger.runtime.clock, self._ledger.limits
+        announced = clock.monotonic()
+        while True:
+            await clock.sleep(limits.sweep)
+            try:
+                await self._ledger.store.sweep(retention=limits.retention, lease=limits.lease, batch=limits.batch)
+                if clock.monotonic() - announced >= ANNOUNCE:
+                    await self.announce()
+                    announced = clock.monotonic()
+            except StoreError as error:
+                log.warning("sweeping the store: %s", error)

@@ -1,0 +1,231 @@
+"""Make the worker's sources: who takes what from where, and what is done with it.
+
+Handlers take from the store (claims), or directly from a transport. Between a store and a transport stand two more:
+what comes in is ingested, one entry for each of our handlers, before it is acknowledged; what goes out is forwarded,
+one entry at a time for each key.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+from eventbus.claims import ClaimedDelivery, Claims, Ledger
+from eventbus.clock import Runtime
+from eventbus.delivery import UNKNOWN_AGAIN, Consumer, Done, Postponed, Verdict, settle, unwrap
+from eventbus.entries import outward, wrap
+from eventbus.envelope import structured
+from eventbus.errors import DecodeError, Lost, PublishError, SettleError, StoreError
+from eventbus.invoker import Invoker
+from eventbus.link import Backoff, Link
+from eventbus.registry import MEMORY, STORE, Known, Registry, Subject
+from eventbus.retry import Dead, Retry, decide
+from eventbus.store import NewEntry, Recipient
+from eventbus.transport import Delivery
+from eventbus.worker import Source
+
+__all__ = ("Countable", "Sources", "groups")
+
+log = logging.getLogger("eventbus")
+
+
+@runtime_checkable
+class Countable(Protocol):
+    """Count what a transport in this process still holds: the memory transport does."""
+
+    def outstanding(self) -> int:
+        """Count what is delivered and unsettled, or could be delivered now."""
+        ...
+
+
+def groups(registry: Registry, subject: Subject) -> tuple[str, ...]:
+    """Return the consumer groups that take a message from the first transport of its route."""
+    if not subject.routed:
+        return ()
+    if _is_ingested(registry, subject):
+        return (registry.owner,)
+    return tuple(registry.queue(known.handler) for known in subject.routed)
+
+
+def _is_ingested(registry: Registry, subject: Subject) -> bool:
+    return registry.wiring.store is not None and subject.source not in (None, MEMORY, STORE)
+
+
+class Sources:
+    """Make every source of one bus; ``claims`` are those that wait on the store."""
+
+    def __init__(
+        self, registry: Registry, links: Mapping[str, Link], invokers: Mapping[str, Invoker], runtime: Runtime,
+        ledger: Ledger | None,
+    ) -> None:  # fmt: skip
+        self._registry = registry
+        self._links = links
+        self._invokers = invokers
+        self._runtime = runtime
+        self._ledger = ledger
+        self._limits = registry.wiring.limits
+        self.claims: dict[str, Claims] = {}
+
+    def make(self) -> Iterator[Source]:
+        """Yield all sources."""
+        stored: dict[str, Known] = {}
+        forwarded: set[str] = set()
+        for subject in self._registry.subjects.values():
+            if subject.source == STORE or _is_ingested(self._registry, subject):
+                stored.update({known.handler.name: known for known in subject.routed})
+            if _is_ingested(self._registry, subject) and subject.routed:
+                yield self._ingest(self._links[str(subject.source)], subject)
+            elif subject.source not in (None, STORE):
+                for known in subject.routed:
+                    yield self._direct(self._links[str(subject.source)], subject.spec.name, known)
+            forwarded.update(target for target in subject.targets if target not in (MEMORY, STORE))
+        if self._ledger is not None:
+            for known in stored.values():
+                yield self._stored(self._ledger, known)
+            for target in sorted(forwarded):
+                yield self._forward(self._ledger, self._links[target])
+
+    def _direct(self, link: Link, topic: str, known: Known) -> Source:
+        options = known.handler.options
+        promises = link.transport.capabilities
+        consumer = self._consumer(known, promises.retry)
+        slots = options.concurrency or self._limits.concurrency
+        here = link.transport if isinstance(link.transport, Countable) else None
+        prefetch = 2 * slots
+        if options.ordered:  # a key that waits for its first message must not keep the others out
+            prefetch = self._limits.queue if here else max(prefetch, self._limits.batch)
+        return Source(
+            name=f"{topic}@{consumer.queue}",
+            subscribe=partial(
+                link.subscribe,
+                topic,
+                group=consumer.queue,
+                prefetch=prefetch,
+                lease=self._limits.lease,
+                ordered=options.ordered,
+            ),
+            attend=consumer.attend,
+            settle=settle,
+            slots=slots,
+            ordered=options.ordered,
+            longest=promises.retry,
+            remaining=here.outstanding if here else None,
+            lease=self._limits.lease if promises.returns == "lease" else None,
+        )
+
+    def _ingest(self, link: Link, subject: Subject) -> Source:
+        ordered = any(known.handler.options.ordered for known in subject.routed)
+        topic, owner, slots = subject.spec.name, self._registry.owner, self._limits.concurrency
+        promises = link.transport.capabilities
+        return Source(
+            name=f"{topic}@{owner}",
+            subscribe=partial(
+                link.subscribe, topic, group=owner, prefetch=2 * slots, lease=self._limits.lease, ordered=ordered
+            ),
+            attend=partial(self._take_in, subject),
+            settle=settle,
+            slots=slots,
+            ordered=ordered,
+            longest=promises.retry,
+            lease=self._limits.lease if promises.returns == "lease" else None,
+        )
+
+    def _stored(self, ledger: Ledger, known: Known) -> Source:
+        options = known.handler.options
+        slots = options.concurrency or self._limits.concurrency
+        transactional = bool(known.injected.transactions)
+        claims = Claims(
+            ledger,
+            Recipient(self._registry.queue(known.handler), options.ordered),
+            slots,
+            transactional=transactional,
+            blocks=options.on_dead == "block",
+        )
+        self.claims[claims.recipient.name] = claims
+        return self._claimed(claims, slots, partial(self._handle, self._consumer(known), transactional))
+
+    def _forward(self, ledger: Ledger, link: Link) -> Source:
+        slots = self._limits.concurrency
+        claims = Claims(ledger, Recipient(outward(self._registry.owner, link.name), ordered=True), slots)
+        self.claims[claims.recipient.name] = claims
+        return self._claimed(claims, slots, partial(self._send_out, link, Backoff(self._runtime)))
+
+    def _claimed(self, claims: Claims, slots: int, attend: Callable[[Delivery], Awaitable[Verdict]]) -> Source:
+        return Source(
+            name=claims.recipient.name,
+            subscribe=claims.open,
+            attend=attend,
+            settle=_write,
+            slots=slots,
+            busy=claims.busy,
+            lease=self._limits.lease,
+        )
+
+    def _consumer(self, known: Known, longest: float = 0.0) -> Consumer:
+        return Consumer(self._registry, self._invokers[known.handler.name], self._runtime, longest)
+
+    async def _handle(self, consumer: Consumer, transactional: bool, delivery: Delivery) -> Verdict:
+        claimed = _claimed(delivery)
+        if claimed.entry.crashes > self._limits.crashes:
+            return Dead(f"crash loop: {claimed.entry.crashes} claims in a row ended without a word")
+        return await consumer.attend(claimed, claimed if transactional else None)
+
+    async def _take_in(self, subject: Subject, delivery: Delivery) -> Verdict:
+        store = self._registry.wiring.store
+        if store is None:
+            raise TypeError("ingesting needs a store")
+        try:
+            envelope = unwrap(delivery.wire, self._registry.wiring.limits, self._runtime.clock)
+        except DecodeError as error:
+            return Dead(str(error))
+        recipients = [
+            Recipient(self._registry.queue(known.handler), known.handler.options.ordered) for known in subject.routed
+        ]
+        entry = NewEntry(
+            message_id=envelope.id,
+            type=envelope.name,
+            body=structured(envelope),
+            key=envelope.key,
+            delay=max(envelope.due.timestamp() - self._runtime.clock.now(), 0.0) if envelope.due else 0.0,
+            subscribers=False,
+            recipients=tuple(recipients),
+        )
+        try:
+            touched = await store.add([entry])
+        except StoreError as error:
+            log.warning("ingesting %s: %s", envelope.name, error)
+            return Postponed(UNKNOWN_AGAIN)
+        for name in touched & self.claims.keys():
+            self.claims[name].wake()
+        return Done()
+
+    async def _send_out(self, link: Link, backoff: Backoff, delivery: Delivery) -> Verdict:
+        try:
+            envelope = unwrap(delivery.wire, self._registry.wiring.limits, self._runtime.clock)
+        except DecodeError as error:
+            return Dead(str(error))
+        try:
+            await link.publish(envelope.name, [wrap(envelope, link.transport.capabilities)])
+        except (Lost, PublishError) as error:
+            failure = error.failed[0] if isinstance(error, PublishError) else error
+            if isinstance(failure, Lost):
+                backoff.failed()
+                return Postponed(backoff.pause())
+            return decide(Retry(), delivery.attempt, failure, self._runtime.random, self._limits.error)
+        backoff.failures = 0
+        return Done()
+
+
+async def _write(delivery: Delivery, verdict: Verdict) -> bool:
+    try:
+        await _claimed(delivery).write(verdict)
+    except SettleError as error:
+        log.warning("%s", error)
+        return False
+    return True
+
+
+def _claimed(delivery: Delivery) -> ClaimedDelivery:
+    if not isinstance(delivery, ClaimedDelivery):
+        raise TypeError(f"{delivery!r} was not claimed from a store")
+    return delivery

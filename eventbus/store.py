@@ -1,0 +1,321 @@
+"""What the engine asks of a database that keeps entries.
+
+One entry is one row per (message, recipient): waiting with a due time, leased, done, dead or discarded. ``claims``
+grows by one with every claim and replay and is the fencing token: every write of a claimer names the ``claims`` it
+was given, and hits no row once somebody else has claimed. Times are seconds here, integer milliseconds by the
+store's own clock inside.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import entry_points
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
+from urllib.parse import urlsplit
+
+from eventbus._extras import load
+from eventbus.clock import Clock
+from eventbus.errors import StoreError, StoreFullError, TransactionClosedError
+
+__all__ = (
+    "Backlog",
+    "Claimed",
+    "DeadEntry",
+    "DeadFilter",
+    "Entry",
+    "Interest",
+    "NewEntry",
+    "Recipient",
+    "Settlement",
+    "Store",
+    "StoreError",
+    "StoreFullError",
+    "Transaction",
+    "Unit",
+    "connect",
+)
+
+S = TypeVar("S")
+
+SCHEMES: dict[str, str] = {
+    "memory": "eventbus.stores.memory:MemoryStore",
+    "sqlite": "eventbus.stores.sqlite:SQLiteStore",
+}
+"""URL scheme (the part before any ``+driver``) -> "module:class"; the class is built by ``from_url``."""
+
+GROUP = "eventbus.stores"
+"""The entry-point group in which other packages offer schemes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Name who gets an entry; an ``ordered`` one gets equal keys one after another."""
+
+    name: str
+    ordered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """Announce that the handler ``name`` wants messages of ``type``."""
+
+    name: str
+    type: str
+    ordered: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEntry:
+    """Hold one message to be written: a row for every announced interest in ``type`` and for every recipient."""
+
+    message_id: str
+    type: str
+    body: bytes
+    key: str | None = None
+    """Becomes the lane of ordered recipients, unless the message is delayed."""
+    delay: float = 0.0
+    """Seconds until it is due."""
+    subscribers: bool = True
+    """Whether announced interests get it (an ingested message goes to ``recipients`` only)."""
+    recipients: tuple[Recipient, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Hold one claimed row; ``(seq, claims)`` is the right to settle it."""
+
+    seq: int
+    claims: int
+    failures: int
+    message_id: str
+    recipient: str
+    type: str
+    lane: str | None
+    crashes: int
+    """Earlier claims in a row that ended without a word (no settlement): the crash-loop guard looks at it."""
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """Hold what a claim brought, and where the next scan of lanes goes on (``""``: from the beginning)."""
+
+    entries: Sequence[Entry] = ()
+    cursor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Say what becomes of one claimed entry.
+
+    ``done`` leaves it as the memory of a duplicate; ``again`` counts a failure and makes it due after ``after``
+    seconds; ``release`` does the same without counting; ``dead`` keeps it among the dead with its error, and with
+    ``blocks`` it stays at the head of its lane.
+    """
+
+    seq: int
+    claims: int
+    outcome: Literal["done", "again", "release", "dead"]
+    after: float = 0.0
+    error: str | None = None
+    blocks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeadEntry:
+    """Show one dead message: which one, for which handler, after how many failures and why; frozen."""
+
+    id: str
+    message_id: str
+    message: str
+    handler: str
+    failures: int
+    error: str
+    time: datetime
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadFilter:
+    """Choose dead entries; what is None does not choose."""
+
+    ids: tuple[str, ...] | None = None
+    message: str | None = None
+    """The message's wire name."""
+    handler: str | None = None
+    """The recipient, ``<bus name>/<handler name>``."""
+    since: datetime | None = None
+    error: str | None = None
+    """A part of the error text."""
+    limit: int | None = 100
+    after: str | None = None
+    """The id of the last entry of the page before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Count what waits for one recipient."""
+
+    recipient: str
+    waiting: int
+    dead: int
+    oldest: float | None
+    """Age in seconds of the oldest waiting entry that is due."""
+    announced: bool
+    """Whether anybody has announced this recipient within the last day."""
+
+
+class Unit(Protocol):
+    """Be one database transaction as the engine uses it."""
+
+    @property
+    def session(self) -> Any:
+        """Return what a handler works with; making it may begin the transaction, looking at it costs nothing."""
+        ...
+
+    async def lock(self, seq: int, claims: int) -> bool:
+        """Take the row lock of a claimed entry first of all; False if the lease is lost."""
+        ...
+
+    async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
+        """Write entries in this transaction; duplicates are ignored. Return the recipients written to."""
+        ...
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Write a settlement in this transaction; False if the lease is lost."""
+        ...
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """Return a savepoint: rolled back on an exception, released otherwise."""
+        ...
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Keep entries. Every verb but ``begin`` is a transaction of its own and is durable when it returns."""
+
+    @property
+    def shared(self) -> bool:
+        """Tell whether other processes see this store."""
+        ...
+
+    @property
+    def sessions(self) -> tuple[type, ...]:
+        """Return the types that ``Transaction[S]`` may name with this store."""
+        ...
+
+    def bind(self, clock: Clock | None) -> None:
+        """Take times from ``clock`` instead of the store's own (tests); None goes back."""
+        ...
+
+    async def __aenter__(self) -> Self:
+        """Open, and create or upgrade what is missing."""
+        ...
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close; safe to repeat, and opening again works."""
+        ...
+
+    def begin(self, session: object | None = None) -> AbstractAsyncContextManager[Unit]:
+        """Return a transaction: committed at the end, rolled back on an exception; ``session`` joins the caller's."""
+        ...
+
+    async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
+        """Write entries in a transaction of their own; duplicates are ignored. Return the recipients written to."""
+        ...
+
+    async def claim(self, recipient: Recipient, *, owner: str, limit: int, lease: float, cursor: str = "") -> Claimed:
+        """Lease up to ``limit`` due entries; for an ordered recipient lane heads first, then rows without lane."""
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> frozenset[int]:
+        """Write many settlements; return the seqs whose lease was lost, which are left alone."""
+        ...
+
+    async def extend(self, held: Sequence[tuple[int, int]], lease: float) -> frozenset[int]:
+        """Renew the lease of ``(seq, claims)`` pairs; return the seqs whose lease was lost."""
+        ...
+
+    async def announce(self, interests: Sequence[Interest], *, aliases: Sequence[tuple[str, str]] = ()) -> None:
+        """Write interests with the time; move waiting and dead entries of ``(old, new)`` names to the new one."""
+        ...
+
+    async def forget(self, recipient: str) -> int:
+        """Drop a recipient's interests and make its waiting entries dead ("no handler"); return how many."""
+        ...
+
+    async def due(self, recipients: Sequence[str]) -> dict[str, float]:
+        """Return for each recipient with waiting entries the seconds until its first is due (0 or less: now)."""
+        ...
+
+    async def sweep(self, *, retention: float, lease: float, batch: int) -> int:
+        """Prune what is older than ``retention`` and free leases beyond ``lease`` from a clock that jumped."""
+        ...
+
+    async def backlog(self) -> Sequence[Backlog]:
+        """Count what waits and what is dead, per recipient."""
+        ...
+
+    async def dead(self, chosen: DeadFilter) -> Sequence[DeadEntry]:
+        """Return chosen dead entries, oldest first."""
+        ...
+
+    async def replay(self, chosen: DeadFilter) -> Mapping[str, int]:
+        """Make chosen dead entries due now, failures forgotten; return how many per recipient."""
+        ...
+
+    async def discard(self, chosen: DeadFilter) -> int:
+        """Forget chosen dead entries but for their ids; return how many."""
+        ...
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` when another process may have written, until cancelled; a store that cannot just waits."""
+        ...
+
+
+class Transaction(Generic[S]):
+    """Be the open transaction, injected into handlers and dependencies that ask for ``Transaction[S]``.
+
+    ``session`` is the store's session: what is done on it, what is published meanwhile and the handler's own "done"
+    are committed together by whoever opened the transaction.
+    """
+
+    __slots__ = ("_unit", "after", "closed", "pending", "touched")
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+        self.closed = False
+        self.pending: list[NewEntry] = []
+        self.after: list[Callable[[], Awaitable[None]]] = []
+        self.touched: set[str] = set()
+
+    @property
+    def session(self) -> S:
+        """Return the store's session. Raises ``TransactionClosedError`` once the transaction is over."""
+        if self.closed:
+            raise TransactionClosedError("using its session")
+        session: S = self._unit.session
+        return session
+
+
+def connect(url: str) -> Store:
+    """Return the store that a URL names, not opened yet.
+
+    The scheme chooses the adapter, ours first, then the entry-point group ``eventbus.stores``. Raises
+    ``ValueError`` for a scheme that nobody offers.
+
+    >>> connect("memory://").shared
+    False
+    """
+    scheme = urlsplit(url).scheme.partition("+")[0]
+    target = SCHEMES.get(scheme)
+    if target is not None:
+        store: Store = load(target).from_url(url)
+        return store
+    offered = {point.name: point for point in entry_points(group=GROUP)}
+    if scheme in offered:
+        found: Store = offered[scheme].load().from_url(url)
+        return found
+    known = ", ".join(f"{name}://" for name in sorted({*SCHEMES, *offered}))
+    raise ValueError(f"no store for {scheme or 'a text without scheme'}://: known are {known}")

@@ -1,0 +1,142 @@
+"""What every check of the transport exam stands on: a bench, an open transport on a fresh topic, and patience."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+from anyio import current_time
+
+from eventbus.clock import new_id
+from eventbus.errors import Lost, PublishError, TransportError
+from eventbus.transport import Capabilities, Delivery, Subscription, Transport, Wire
+
+__all__ = ("Bench", "Check", "Desk", "always", "is_loss", "letters", "opened", "require", "until")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Say how to get a transport, and how long to wait for it."""
+
+    make: Callable[[], Transport]
+    """Returns a new transport, not opened, on the same broker every time."""
+    lease: float = 1.0
+    """Passed to ``subscribe``."""
+    patience: float = 5.0
+    """Seconds within which whatever must come has come."""
+    quiet: float = 0.1
+    """Seconds after which nothing more will come: longer than two polls of the transport."""
+    dead: Callable[[Transport, str, str], Awaitable[Sequence[tuple[str, str]]]] | None = None
+    """Returns id and reason of each dead message of a topic and a group; needed if ``dead`` is declared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Be one question of the exam, asked of transports whose capabilities it ``needs``."""
+
+    number: int
+    needs: Callable[[Capabilities], bool]
+    run: Callable[[Bench], Awaitable[None]]
+
+    @property
+    def title(self) -> str:
+        """Return what is asked, in one sentence."""
+        return (self.run.__doc__ or "").strip().splitlines()[0]
+
+    def __str__(self) -> str:
+        return f"{self.number:02} {self.title}"
+
+
+def always(capabilities: Capabilities) -> bool:
+    """Need nothing."""
+    return bool(capabilities)
+
+
+def require(fact: object, otherwise: str) -> None:
+    """Raise ``AssertionError`` unless something is so."""
+    if not fact:
+        raise AssertionError(otherwise)
+
+
+def letters(count: int, *, key: str | None = None) -> list[Wire]:
+    """Return so many different wires."""
+    return [Wire(new_id(), b'{"number": %d}' % number, key=key) for number in range(count)]
+
+
+def is_loss(error: TransportError) -> bool:
+    """Tell whether an error says "try later", and nothing else."""
+    failed = error.failed.values() if isinstance(error, PublishError) else [error]
+    return all(isinstance(one, Lost) for one in failed)
+
+
+async def until(fact: Callable[[], bool], patience: float, otherwise: str) -> None:
+    """Wait until something is so. Raises ``AssertionError`` when patience ends."""
+    end = current_time() + patience
+    while not fact():
+        require(current_time() < end, otherwise)
+        await anyio.sleep(0.005)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Hold an open transport and a topic that nobody else uses."""
+
+    bench: Bench
+    transport: Transport
+    topic: str
+
+    async def publish(self, wires: Sequence[Wire]) -> None:
+        """Publish to the topic."""
+        await self.transport.publish(self.topic, wires)
+
+    def subscribe(
+        self, group: str | None = "a", *, prefetch: int = 100, ordered: bool = False
+    ) -> AbstractAsyncContextManager[Subscription]:
+        """Subscribe to the topic."""
+        lease = self.bench.lease
+        return self.transport.subscribe(self.topic, group=group, prefetch=prefetch, lease=lease, ordered=ordered)
+
+    async def take(self, subscription: Subscription, count: int, *, within: float | None = None) -> list[Delivery]:
+        """Return the next ``count`` deliveries, unsettled. Raises ``AssertionError`` if they do not come in time."""
+        taken: list[Delivery] = []
+        patience = self.bench.patience if within is None else within
+        with anyio.move_on_after(patience):
+            while len(taken) < count:
+                taken.append(await subscription.receive())
+        require(len(taken) == count, f"{len(taken)} of {count} messages arrived within {patience:g} s")
+        return taken
+
+    async def clear(self, subscription: Subscription, count: int) -> list[str]:
+        """Take and ack ``count`` deliveries one by one; return their ids."""
+        ids: list[str] = []
+        for _ in range(count):
+            [delivery] = await self.take(subscription, 1)
+            await delivery.ack()
+            ids.append(delivery.wire.id)
+        return ids
+
+    async def silence(self, subscription: Subscription, why: str) -> None:
+        """Raise ``AssertionError`` if anything more arrives."""
+        with anyio.move_on_after(self.bench.quiet):
+            delivery = await subscription.receive()
+            raise AssertionError(f"message {delivery.wire.id} arrived (attempt {delivery.attempt}), but {why}")
+
+    async def work(self, subscription: Subscription, done: list[str], pause: float = 0.0) -> None:
+        """Handle deliveries for ever: note the id, wait, ack."""
+        while True:
+            delivery = await subscription.receive()
+            done.append(delivery.wire.id)
+            await anyio.sleep(pause)
+            await delivery.ack()
+
+
+@asynccontextmanager
+async def opened(bench: Bench, *groups: str) -> AsyncGenerator[Desk]:
+    """Open a transport and declare a new topic with groups, twice at once and once more, as processes do."""
+    async with bench.make() as transport:
+        desk = Desk(bench, transport, f"exam.{new_id()}")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(transport.declare, desk.topic, groups)
+            tasks.start_soon(transport.declare, desk.topic, groups)
+        await transport.declare(desk.topic, groups)
+        yield desk

@@ -1,0 +1,328 @@
+"""Run the sources: subscribe, keep slots busy and lanes in order, drain. Decisions are delivery's.
+
+A source is one subscription of one handler. Its intake receives what the transport gives (never more than prefetch
+unsettled), its slots attend to it. A delivery that comes again goes back to its transport, while others of its key
+wait here; if the transport cannot hold it so long, it is parked here, without a slot. A lost subscription is opened
+again with back-off, while what is running goes on and finds at its settling that it came too late.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from eventbus.clock import Runtime
+from eventbus.delivery import Cut, Postponed, Verdict
+from eventbus.errors import EventBusError
+from eventbus.lanes import Held, Lanes, Signal
+from eventbus.limits import Limits
+from eventbus.link import Backoff
+from eventbus.retry import Again
+from eventbus.transport import Delivery, Subscription
+
+__all__ = ("Channel", "Source", "Worker")
+
+log = logging.getLogger("eventbus")
+
+FAIR = 16
+"""Handlings of one slot between two sure visits to the event loop."""
+
+STRAY = 1.0
+"""Seconds after which a message comes again whose handling somebody else cancelled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Say where deliveries come from, who attends to them and how they are settled."""
+
+    name: str
+    subscribe: Callable[[], AbstractAsyncContextManager[Subscription]]
+    attend: Callable[[Delivery], Awaitable[Verdict]]
+    settle: Callable[[Delivery, Verdict], Awaitable[bool]]
+    slots: int
+    ordered: bool = False
+    longest: float = float("inf")
+    """The longest delay in seconds that the transport can hold; beyond it the delivery is parked here."""
+    remaining: Callable[[], int] | None = None
+    """What nobody else will run after a drain, so that the drain works it off; None: it is handed back."""
+    busy: Callable[[], int] | None = None
+    """What a source of its own kind still has to do now; transports are counted as a whole."""
+    lease: float | None = None
+    """Seconds after which an unsettled delivery is taken away unless extended; None: never."""
+
+
+class Worker:
+    """Own the tasks of all sources, from start to drain."""
+
+    def __init__(self, sources: Sequence[Source], runtime: Runtime, limits: Limits) -> None:
+        self.changed = Signal()
+        """Fires whenever something was settled or parked."""
+        self.channels = [Channel(source, runtime, self.changed) for source in sources]
+        self._limits = limits
+
+    async def run(self) -> None:
+        """Run all sources until ``drain`` has ended them."""
+        async with anyio.create_task_group() as group:
+            for channel in self.channels:
+                group.start_soon(channel.run, name=f"eventbus {channel.source.name}")
+
+    def cut(self) -> None:
+        """Cancel all handlings now, so that a drain has nothing to wait for."""
+        for channel in self.channels:
+            channel.slots.cancel()
+        self.changed.fire()
+
+    async def drain(self) -> None:
+        """Stop intake at once, let running handlers finish, hand the rest back: in parallel, one deadline."""
+        reserve = min(2.0, self._limits.drain / 10)
+        async with anyio.create_task_group() as group:
+            for channel in self.channels:
+                group.start_soon(channel.drain, self._limits.drain - reserve, reserve, self._left)
+
+    def _left(self) -> bool:
+        """Tell whether something runs, or could start now, that would be lost with this process."""
+        remaining = {one.source.remaining for one in self.channels if one.source.remaining is not None}
+        later = sum(one.later() for one in self.channels if one.source.remaining is not None)
+        return any(one.running for one in self.channels) or sum(count() for count in remaining) > later
+
+
+class Channel:
+    """Run one source."""
+
+    def __init__(self, source: Source, runtime: Runtime, changed: Signal) -> None:
+        self.source = source
+        self.tried = anyio.Event()
+        """Set when the first attempt to subscribe has ended, one way or the other."""
+        self.running: set[Delivery] = set()
+        self.handled = 0
+        self.lease_lost = 0
+        self.backoff = Backoff(runtime)
+        self.slots = anyio.CancelScope()
+        self._clock = runtime.clock
+        self._changed = changed
+        self._lanes = Lanes(source.ordered)
+        self._idle: deque[anyio.Event] = deque()
+        self._parked = Signal()
+        self._cut: list[Delivery] = []
+        self._subscription: Subscription | None = None
+        self._intake = anyio.CancelScope()
+        self._resting = False
+        self._received = anyio.Event()
+        self._slots_ended = anyio.Event()
+        self._drained = anyio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Tell whether the subscription is open."""
+        return self._subscription is not None
+
+    def later(self) -> int:
+        """Count what is parked here until later."""
+        return self._lanes.later(self._clock.monotonic())
+
+    async def run(self) -> None:
+        """Run until drained."""
+        name = self.source.name
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._supervise, name=f"eventbus intake of {name}")
+            try:
+                with self.slots:
+                    async with anyio.create_task_group() as slots:
+                        slots.start_soon(self._ripen, name=f"eventbus parking of {name}")
+                        if self.source.lease is not None:
+                            slots.start_soon(self._extend, self.source.lease / 3, name=f"eventbus leases of {name}")
+                        for _ in range(self.source.slots):
+                            slots.start_soon(self._slot, slots, name=f"eventbus slot of {name}")
+            finally:
+                self._slots_ended.set()
+
+    async def drain(self, grace: float, reserve: float, left: Callable[[], bool]) -> None:
+        """End this source within ``grace`` plus ``reserve`` seconds; what is only here is worked off while it can."""
+        with self._clock.move_on_after(grace):
+            if self.source.remaining is None:
+                self._resting = True
+                await self._stop_intake()
+                await self._hand_back(self._lanes.clear())
+            while not self.slots.cancel_called and (self.running or (self.source.remaining is not None and left())):
+                await self._changed.wait()
+        self._resting = True
+        self.slots.cancel()
+        with self._clock.move_on_after(reserve / 2):
+            await self._slots_ended.wait()
+        with self._clock.move_on_after(reserve / 2):
+            await self._stop_intake()
+            await self._hand_back([*self._cut, *self._lanes.clear()])
+        if self.running:
+            log.warning("%s: %d handling(s) could not be ended", self.source.name, len(self.running))
+        self._drained.set()
+
+    async def _stop_intake(self) -> None:
+        """Take nothing more in; return when all that was on its way is here."""
+        if self._subscription is None:
+            self._intake.cancel()
+        elif not self._received.is_set():
+            try:
+                await self._subscription.stop()
+            except Exception as error:
+                log.warning("%s: lost while stopping: %s", self.source.name, error)
+                self._intake.cancel()
+        await self._received.wait()
+
+    async def _hand_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Give deliveries back, those of one key in their order."""
+        lanes: dict[object, list[Delivery]] = {}
+        for delivery in deliveries:
+            key = delivery.wire.key if self.source.ordered else None
+            lanes.setdefault(delivery if key is None else key, []).append(delivery)
+        async with anyio.create_task_group() as group:
+            for lane in lanes.values():
+                group.start_soon(self._hand_back_lane, lane)
+
+    async def _hand_back_lane(self, lane: Sequence[Delivery]) -> None:
+        for delivery in lane:
+            self.lease_lost += not await self._settle(delivery, Postponed(0.0))
+
+    async def _supervise(self) -> None:
+        try:
+            with self._intake:
+                while not self._resting:
+                    await self._take_in()
+                    self._lanes = Lanes(self.source.ordered)
+                    self.backoff.failed()
+                    self.tried.set()
+                    if not self._resting:
+                        await self._clock.sleep(self.backoff.pause())
+        finally:
+            self._received.set()
+
+    async def _take_in(self) -> None:
+        """Receive until the subscription is lost, or stopped and drained."""
+        try:
+            async with self.source.subscribe() as subscription:
+                self._subscription = subscription
+                self.backoff.opened()
+                self.tried.set()
+                await self._receive(subscription)
+                self._received.set()
+                await self._drained.wait()
+        except EventBusError as error:
+            log.warning("%s: %s", self.source.name, error)
+        except Exception:
+            log.exception("%s failed", self.source.name)
+        finally:
+            self._subscription = None
+
+    async def _receive(self, subscription: Subscription) -> None:
+        while True:
+            try:
+                delivery = await subscription.receive()
+            except anyio.EndOfStream:
+                return
+            if self._lanes.admit(delivery):
+                self._wake(1)
+
+    def _wake(self, slots: int) -> None:
+        while slots and self._idle:
+            self._idle.popleft().set()
+            slots -= 1
+
+    async def _slot(self, slots: TaskGroup) -> None:
+        try:
+            await self._work(slots)
+        except anyio.get_cancelled_exc_class():
+            if not self._ends():
+                log.warning("%s: somebody cancelled a slot, another takes its place", self.source.name)
+                slots.start_soon(self._slot, slots, name=f"eventbus slot of {self.source.name}")
+            raise
+
+    def _ends(self) -> bool:
+        """Tell whether a cancellation of this moment is the end of the source."""
+        return self.slots.cancel_called or anyio.current_effective_deadline() == float("-inf")
+
+    async def _work(self, slots: TaskGroup) -> None:
+        turn = 0
+        while True:
+            delivery = None if self._resting else self._lanes.take()
+            if delivery is None:
+                event = anyio.Event()
+                self._idle.append(event)
+                await event.wait()
+                continue
+            await self._handle(delivery, slots)
+            turn += 1
+            if turn % FAIR == 0:
+                await checkpoint()
+
+    async def _handle(self, delivery: Delivery, slots: TaskGroup) -> None:
+        lanes, over = self._lanes, False
+        self.running.add(delivery)
+        try:
+            verdict = await self.source.attend(delivery)
+            over = not isinstance(verdict, Cut)
+            if over:
+                await self._conclude(lanes, delivery, verdict)
+        except Exception:
+            over = False
+            log.exception("%s: attending to message %s failed", self.source.name, delivery.wire.id)
+        except BaseException:
+            over = False
+            raise
+        finally:
+            if not over:
+                self._cut_off(lanes, delivery, slots)
+            self.running.discard(delivery)
+            self._changed.fire()
+
+    def _cut_off(self, lanes: Lanes, delivery: Delivery, slots: TaskGroup) -> None:
+        """Keep what was cancelled for handing it back; what a stranger cancelled comes again."""
+        if self._ends():
+            self._cut.append(delivery)
+        else:
+            slots.start_soon(self._conclude, lanes, delivery, Postponed(STRAY))
+
+    async def _conclude(self, lanes: Lanes, delivery: Delivery, verdict: Verdict) -> None:
+        """Settle a delivery, or park it here, and let the next of its key come if it is over."""
+        again = verdict if isinstance(verdict, Again | Postponed) else None
+        if again is not None and again.after > self.source.longest:
+            attempt = max(delivery.attempt, 1) + isinstance(again, Again)
+            lanes.park(Held(delivery, attempt), self._clock.monotonic() + again.after)
+            self._parked.fire()
+            return
+        if again is not None:
+            lanes.send_away(delivery)
+        kept = await self._settle(delivery, verdict)
+        self.handled += 1
+        self.lease_lost += not kept
+        if (again is None and lanes.leave(delivery)) or (again is not None and not kept and lanes.give_up(delivery)):
+            self._wake(1)
+
+    async def _settle(self, delivery: Delivery, verdict: Verdict) -> bool:
+        try:
+            return await self.source.settle(delivery, verdict)
+        except Exception:
+            log.exception("%s: settling message %s failed", self.source.name, delivery.wire.id)
+            return False
+
+    async def _ripen(self) -> None:
+        while True:
+            due = self._lanes.next_due()
+            if due is None:
+                await self._parked.wait()
+                continue
+            with self._clock.move_on_after(due - self._clock.monotonic()):
+                await self._parked.wait()
+            self._wake(self._lanes.ripen(self._clock.monotonic()))
+
+    async def _extend(self, every: float) -> None:
+        while True:
+            await self._clock.sleep(every)
+            for delivery in [*self.running, *self._lanes]:
+                try:
+                    await delivery.extend()
+                except Exception as error:
+                    log.warning("%s: the lease of message %s is lost: %s", self.source.name, delivery.wire.id, error)

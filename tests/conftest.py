@@ -1,0 +1,59 @@
+"""Set up what every test shares: both backends, Hypothesis, and the rule for things that are absent."""
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+from hypothesis import settings
+
+IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
+
+settings.register_profile("dev", deadline=None, print_blob=True)
+settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None, max_examples=300)
+settings.load_profile("ci" if IN_CI else "dev")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Register the options of this suite."""
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=int(os.environ.get("EVENTBUS_KILLS", "10")),
+        help="how many child processes each crash test kills (default: $EVENTBUS_KILLS, or 10)",
+    )
+
+
+@pytest.fixture(scope="module", params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Run every async test on both backends; override it in a module that cannot."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def kills(request: pytest.FixtureRequest) -> int:
+    """Return how many child processes a crash test kills."""
+    return request.config.getoption("--kills")
+
+
+@pytest.fixture(scope="session")
+def absent() -> Callable[[str], NoReturn]:
+    """Return what a test calls when a thing it needs is not there: skips at home, fails in CI."""
+
+    def absent(reason: str) -> NoReturn:
+        if IN_CI:
+            pytest.fail(f"must not be absent in CI: {reason}", pytrace=False)
+        pytest.skip(reason)
+
+    return absent
+
+
+@pytest.fixture(scope="session")
+def chromium(absent: Callable[[str], NoReturn]) -> str:
+    """Return the path of a Chromium that a browser test may start."""
+    named = os.environ.get("EVENTBUS_CHROMIUM")
+    found = named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        absent("no Chromium: install Debian's chromium or name one in EVENTBUS_CHROMIUM")
+    return found

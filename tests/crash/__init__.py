@@ -1,0 +1,1 @@
+"""Children that are killed, and the oracle that counts what is left."""

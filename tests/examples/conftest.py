@@ -1,0 +1,45 @@
+"""Make the example shop importable, and serve it as ``make demo`` does."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+sys.path.append(str(EXAMPLES))
+
+
+@dataclass(frozen=True)
+class Served:
+    """One shop in a process of its own."""
+
+    process: subprocess.Popen[str]
+    url: str
+    printed: str
+
+
+def serve(*arguments: str) -> Served:
+    """Start the shop and return it once it has said where it is."""
+    command = [sys.executable, str(EXAMPLES / "shop" / "serve.py"), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            return Served(process, found[0], printed)
+    _, errors = process.communicate()
+    raise AssertionError(f"the shop ended with {process.returncode}:\n{printed}{errors}")
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    """Return a served shop, and end it."""
+    shop = serve("--port", "0")
+    yield shop
+    shop.process.kill()
+    shop.process.communicate()

@@ -1,0 +1,65 @@
+"""The example shop as a visitor sees it: the buttons, and what the counters say."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import pytest
+
+from tests.examples.conftest import Served
+
+pytestmark = pytest.mark.browser
+
+STEPS = ("placed", "reserved", "charged", "emailed")
+
+
+@pytest.fixture
+def page(chromium: str, served: Served, absent: Callable[[str], NoReturn]) -> Iterator[Any]:
+    """Return the page of a served shop, in a browser; a complaint of the browser is a failure."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        absent("no playwright: pip install --group browser")
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda sent: None if sent.url.startswith(served.url) else complaints.append(sent.url))
+        page.goto(served.url)
+        yield page
+        browser.close()
+    assert complaints == []
+
+
+def expect(page: Any, **counts: int) -> None:
+    """Wait until the counters say so."""
+    for name, count in counts.items():
+        page.wait_for_function(f"document.getElementById('{name}').textContent === '{count}'", timeout=30_000)
+
+
+def press(page: Any, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click(timeout=10_000)
+
+
+@pytest.mark.timeout(180)
+def test_buttons(page: Any) -> None:
+    """Buy 100 makes four counters climb to the same number; broken e-mail dies with its reason; Replay heals it."""
+    expect(page, **dict.fromkeys(STEPS, 0))
+    press(page, "Buy 100")
+    expect(page, **dict.fromkeys(STEPS, 100))
+    page.get_by_text("All through after").wait_for()
+
+    press(page, "Break e-mail")
+    page.get_by_role("button", name="Repair e-mail").wait_for()
+    press(page, "Buy 100")
+    expect(page, placed=200, reserved=200, charged=200, emailed=100, failed=300, dead=100)
+    assert page.locator("#latest").get_by_text("failed 3 times").count() == 3
+    assert "the mail server refuses connections" in page.locator("#latest").inner_text()
+    assert page.locator("#latest").get_by_text("and 97 more").is_visible()
+
+    press(page, "Replay")
+    expect(page, **dict.fromkeys(STEPS, 200), dead=0, failed=300)
+    assert page.get_by_role("button", name="Break e-mail").is_visible()
+    assert page.get_by_role("button", name="Replay").is_disabled()
+    assert "orders.place_order [inline]" in (page.locator("#wiring").text_content() or "")

@@ -1,0 +1,14 @@
+"""Prove that the memory store keeps what every store promises, and what only it promises."""
+
+import pytest
+
+from eventbus.errors import StoreFullError
+from eventbus.store import NewEntry, Recipient, connect
+from eventbus.stores.memory import MemorySession, MemoryStore
+from eventbus.testing.store_exam import CHECKS, LIMITS, Check, examine
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=str)
+async def test_exam(check: Check) -> None:
+    """It passes the exam of every store."""
+    await examine(check, lambda: MemoryStore(limits=LIMITS))

@@ -1,0 +1,367 @@
+"""Prove what the worker makes of entries: leases, fences, order, poison, deploys, drain."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from eventbus import Context, Event, EventBus, Limits, Module, Reject, Retry, RetryLater, StoreError, Transaction
+from eventbus.stores.sqlite import SQLiteSession, SQLiteStore
+from eventbus.testing.harness import harness
+
+
+class Paid(Event, name="s.paid", key="account"):
+    """State that something was paid."""
+
+    number: int
+    account: str = "a"
+
+
+class PaidNewer(Event, name="s.paid", version=2):
+    """Be the same event in the version of a later deploy."""
+
+    number: int
+    account: str = "a"
+    currency: str
+
+
+ROUTES = {"s.*": "store"}
+
+
+def make(path: Path, module: Module, **options: Any) -> EventBus:
+    """Return a bus on an SQLite file."""
+    return EventBus(module, name="svc", store=SQLiteStore(path), routes=ROUTES, **options)
+
+
+def rows(path: Path, sql: str, *params: Any) -> list[tuple[Any, ...]]:
+    """Read, or write, past the store."""
+    with sqlite3.connect(path) as database:
+        found = database.execute(sql, params).fetchall()
+    database.close()
+    return found
+
+
+async def publish(bus: EventBus, *events: object) -> None:
+    """Publish in one transaction."""
+    async with bus.transaction():
+        for event in events:
+            await bus.publish(event)
+
+
+async def test_retry_counts_failures_and_ends_among_the_dead(tmp_path: Path) -> None:
+    """A handler that always fails is tried as often as its Retry says, at its times, then its message is dead."""
+    module, seen = Module("m"), list[tuple[int, float]]()
+    bus = make(tmp_path / "s.db", module)
+
+    @module.on(Paid, retry=Retry(attempts=3, initial=10.0, jitter=False))
+    async def fails(event: Paid, ctx: Context) -> None:
+        seen.append((ctx.attempt, t.clock.now() - start))
+        raise ValueError("no")
+
+    async with harness(bus) as t:
+        start = t.clock.now()
+        await publish(bus, Paid(number=1))
+        await t.settled()
+        await t.advance(100)
+        assert [(1, 0.0), (2, 10.0), (3, 30.0)] == seen
+        assert [(3, "failed 3 times; last: ValueError: no")] == [(one.failures, one.error) for one in t.dead]
+
+
+async def test_one_failing_handler_leaves_its_sibling_alone(tmp_path: Path) -> None:
+    """Each handler has an entry of its own: the retries of one never run the other again."""
+    module, seen = Module("m"), list[str]()
+    bus = make(tmp_path / "s.db", module)
+
+    @module.on(Paid)
+    async def good(event: Paid) -> None:
+        seen.append("good")
+
+    @module.on(Paid, retry=Retry(attempts=4, initial=1.0))
+    async def bad(event: Paid) -> None:
+        seen.append("bad")
+        if seen.count("bad") < 3:
+            raise RetryLater(5.0)
+
+    async with harness(bus) as t:
+        await publish(bus, Paid(number=1))
+        await t.settled()
+        await t.advance(60)
+        assert [] == t.dead
+    assert (1, 3) == (seen.count("good"), seen.count("bad"))
+
+
+async def test_order_is_kept_per_key_though_a_head_fails(tmp_path: Path) -> None:
+    """An ordered handler gets a key's messages in order, and a failing head delays its own key only."""
+    module, seen = Module("m"), list[tuple[str, int]]()
+    bus = make(tmp_path / "s.db", module)
+
+    @module.on(Paid, ordered=True, retry=Retry(attempts=5, initial=1.0, jitter=False))
+    async def book(event: Paid, ctx: Context) -> None:
+        await anyio.lowlevel.checkpoint()
+        if event.account == "a" and event.number == 1 and ctx.attempt < 4:
+            raise ValueError("not yet")
+        seen.append((event.account, event.number))
+
+    async with harness(bus) as t:
+        await publish(bus, *[Paid(number=number, account=account) for number in range(5) for account in "ab"])
+        await t.settled()
+        assert [("b", number) for number in range(5)] == [one for one in seen if one[0] == "b"]
+        assert [("a", 0)] == [one for one in seen if one[0] == "a"]
+        await t.advance(60)
+        assert [("a", number) for number in range(5)] == [one for one in seen if one[0] == "a"]
+
+
+@pytest.mark.parametrize(("on_dead", "after"), [("continue", [0, 2, 3]), ("block", [0])])
+async def test_a_dead_head_lets_its_lane_go_on_or_blocks_it(tmp_path: Path, on_dead: Any, after: list[int]) -> None:
+    """After a death the key goes on or waits for a replay, as ``on_dead`` says."""
+    module, seen, healed = Module("m"), list[int](), False
+    bus = make(tmp_path / "s.db", module)
+
+    @module.on(Paid, ordered=True, on_dead=on_dead)
+    async def book(event: Paid) -> None:
+        if event.number == 1 and not healed:
+            raise Reject("never")
+        seen.append(event.number)
+
+    async with harness(bus) as t:
+        await publish(bus, *[Paid(number=number) for number in range(4)])
+        await t.settled()
+        assert after == seen
+        assert 1 == len(t.dead)
+        healed = True
+        await bus.dead.replay(handler="m.book")
+        await t.settled()
+        await t.advance(10)
+        assert [0, 1, 2, 3] == (seen if on_dead == "block" else sorted(seen))
+
+
+async def test_a_lapsed_lease_is_taken_by_another_and_the_late_settle_is_refused(tmp_path: Path) -> None:
+    """A handler slower than its lease is run again elsewhere, and what it writes at last changes nothing."""
+    module, other = Module("m"), Module("m")
+    path, started, taken, release = tmp_path / "s.db", anyio.Event(), anyio.Event(), anyio.Event()
+
+    @module.on(Paid, concurrency=1)
+    async def book(event: Paid) -> None:
+        started.set()
+        await release.wait()
+        raise ValueError("too late to count")
+
+    @other.on(Paid, name="book")
+    async def again(event: Paid) -> None:
+        taken.set()
+
+    slow = make(path, module, limits=Limits(lease=0.3, sweep=0.1))
+    fast = make(path, other, limits=Limits(lease=0.3, sweep=0.05))
+    async with slow.running():
+        engine = slow.engine
+        await publish(slow, Paid(number=1))
+        worker = engine.worker
+        assert worker is not None
+        await started.wait()
+        rows(path, "UPDATE eventbus_entry SET claims = claims + 1, due_at = 0")  # somebody else claimed it and died
+        async with fast.running():
+            with anyio.fail_after(20):
+                await taken.wait()
+        release.set()
+        with anyio.fail_after(20):
+            while sum(channel.lease_lost for channel in worker.channels) == 0:
+                await worker.changed.wait()
+    assert [(1, 0)] == rows(path, "SELECT state, failures FROM eventbus_entry")
+
+
+POISON: dict[str, Callable[[bytes], bytes]] = {
+    "no JSON": lambda body: b"\xff\xfe{",
+    "cut off": lambda body: body[: len(body) // 2],
+    "NaN": lambda body: body.replace(b'"number":1', b'"number":NaN'),
+    "duplicate key": lambda body: body.replace(b'"number":1', b'"number":1,"number":2'),
+    "too deep": lambda body: body.replace(b'"number":1', b'"number":' + b"[" * 10_000 + b"]" * 10_000),
+    "oversized": lambda body: body.replace(b'"account":"a"', b'"account":"' + b"x" * 3_000_000 + b'"'),
+    "wrong type": lambda body: body.replace(b'"number":1', b'"number":"one"'),
+    "no envelope": lambda body: b"[]",
+}
+
+
+@pytest.mark.parametrize("poison", POISON)
+async def test_a_bad_row_dies_with_a_reason_and_its_neighbours_live(tmp_path: Path, poison: str) -> None:
+    """A row that cannot be decoded is dead at once, says why without its contents, and disturbs no other."""
+    module, seen, path = Module("m"), list[int](), tmp_path / "s.db"
+    bus = make(path, module)
+
+    @module.on(Paid)
+    async def book(event: Paid) -> None:
+        seen.append(event.number)
+
+    async with bus.running(consume=False):
+        await publish(bus, Paid(number=0), Paid(number=1), Paid(number=2))
+    ((body,),) = rows(path, "SELECT body FROM eventbus_entry WHERE seq = 2")
+    rows(path, "UPDATE eventbus_entry SET body = ? WHERE seq = 2", POISON[poison](body))
+    async with harness(bus) as t:
+        await t.settled()
+        assert [0, 2] == sorted(seen)
+        assert 1 == len(t.dead)
+        assert 0 < len(t.dead[0].error) <= 2_000
+        assert "xxxx" not in t.dead[0].error
+
+
+async def test_an_unknown_name_or_newer_version_waits_for_a_deploy(tmp_path: Path) -> None:
+    """What a later deploy wrote is released uncounted until that deploy reads it, and is dead after a day."""
+    path, seen = tmp_path / "s.db", list[str]()
+    newer, older, latest = Module("m"), Module("m"), Module("m")
+
+    @newer.on(PaidNewer, name="book")
+    async def book_newer(event: PaidNewer) -> None: ...
+
+    @older.on(Paid, name="book")
+    async def book_older(event: Paid) -> None:
+        seen.append("old")
+
+    @latest.on(PaidNewer, name="book")
+    async def book_latest(event: PaidNewer) -> None:
+        seen.append(event.currency)
+
+    async with make(path, newer).running(consume=False) as bus:
+        await publish(bus, PaidNewer(number=1, currency="EUR"), PaidNewer(number=2, currency="USD"))
+    async with harness(make(path, older)) as t:
+        await t.settled()
+        await t.advance(3_600)
+        assert [] == t.dead
+        assert [] == seen
+    assert [(0, 0), (0, 0)] == rows(path, "SELECT state, failures FROM eventbus_entry")
+    rows(path, "UPDATE eventbus_entry SET due_at = 0")
+    async with harness(make(path, latest)) as t:
+        await t.settled()
+    assert ["EUR", "USD"] == sorted(seen)
+
+
+async def test_a_renamed_handler_takes_over_by_its_alias(tmp_path: Path) -> None:
+    """Entries written for the former name are handled under the new one."""
+    path, seen = tmp_path / "s.db", list[int]()
+    before, after = Module("m"), Module("m")
+
+    @before.on(Paid)
+    async def old_name(event: Paid) -> None: ...
+
+    @after.on(Paid, aliases=["m.old_name"])
+    async def new_name(event: Paid) -> None:
+        seen.append(event.number)
+
+    async with make(path, before).running(consume=False) as bus:
+        await publish(bus, Paid(number=1))
+    async with harness(make(path, after)) as t:
+        await t.settled()
+    assert [1] == seen
+
+
+async def test_a_process_with_half_the_modules_reaches_all_handlers(tmp_path: Path) -> None:
+    """Who is announced in the database gets an entry, whichever process publishes."""
+    path, seen = tmp_path / "s.db", list[int]()
+    web, worker = Module("web", messages=[Paid]), Module("worker")
+
+    @worker.on(Paid)
+    async def book(event: Paid) -> None:
+        seen.append(event.number)
+
+    async with make(path, worker).running(consume=False):
+        pass
+    async with make(path, web).running(consume=False) as bus:
+        await publish(bus, Paid(number=1))
+    async with harness(make(path, worker)) as t:
+        await t.settled()
+    assert [1] == seen
+
+
+async def test_a_crash_loop_ends(tmp_path: Path) -> None:
+    """A message whose claims end again and again without a word is dead, not claimed for ever."""
+    path, module, seen = tmp_path / "s.db", Module("m"), list[int]()
+
+    @module.on(Paid)
+    async def book(event: Paid) -> None:
+        seen.append(event.number)
+
+    async with make(path, module).running(consume=False) as bus:
+        await publish(bus, Paid(number=1))
+    rows(path, "UPDATE eventbus_entry SET claims = claims + 11")
+    async with harness(make(path, module)) as t:
+        await t.settled()
+        assert [] == seen
+        assert ["crash loop" in one.error for one in t.dead] == [True]
+
+
+async def test_drain_hands_back_what_was_not_started_and_fails_nothing(tmp_path: Path) -> None:
+    """At the end running handlers finish, the rest is due at once for others, and no failure is counted."""
+    path, module, started, release = tmp_path / "s.db", Module("m"), anyio.Event(), anyio.Event()
+
+    @module.on(Paid, concurrency=1)
+    async def book(event: Paid) -> None:
+        started.set()
+        await release.wait()
+
+    bus = make(path, module, limits=Limits(lease=60.0))
+    async with anyio.create_task_group() as group, bus.running():
+        await publish(bus, *[Paid(number=number) for number in range(5)])
+        await started.wait()
+        group.start_soon(_release_when_stopping, bus, release)
+    now = rows(path, "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)")[0][0]
+    states = rows(path, "SELECT state, failures, owner, due_at <= ? FROM eventbus_entry ORDER BY seq", now)
+    assert [(1, 0, None, 1), *[(0, 0, None, 1)] * 4] == states
+
+
+async def _release_when_stopping(bus: EventBus, release: anyio.Event) -> None:
+    while bus.engine.state == "running":
+        await anyio.lowlevel.checkpoint()
+    release.set()
+
+
+async def test_drain_gives_up_a_handler_that_does_not_end(tmp_path: Path) -> None:
+    """A handler longer than the drain time is cancelled, its message handed back and not failed."""
+    path, module, started = tmp_path / "s.db", Module("m"), anyio.Event()
+
+    @module.on(Paid)
+    async def book(event: Paid, tx: Transaction[SQLiteSession]) -> None:
+        await tx.session.execute("CREATE TABLE torn (number INTEGER)")
+        started.set()
+        await anyio.sleep_forever()
+
+    bus = make(path, module, limits=Limits(drain=0.2))
+    with anyio.fail_after(10):
+        async with bus.running():
+            await publish(bus, Paid(number=1))
+            await started.wait()
+    assert [(0, 0, None)] == rows(path, "SELECT state, failures, owner FROM eventbus_entry")
+    assert [] == rows(path, "SELECT name FROM sqlite_master WHERE name = 'torn'")
+
+
+async def test_a_store_that_cannot_be_opened_is_a_typed_error(tmp_path: Path) -> None:
+    """A folder that is not there, or a file that is no database, is a StoreError at start-up, unwrapped."""
+    with pytest.raises(StoreError):
+        async with make(tmp_path / "absent" / "s.db", Module("m", messages=[Paid])).running():
+            pass
+    (tmp_path / "text.db").write_text(json.dumps({"no": "database"}) * 100)
+    with pytest.raises(StoreError):
+        async with make(tmp_path / "text.db", Module("m", messages=[Paid])).running():
+            pass
+
+
+async def test_a_broker_in_front_of_a_store_is_ingested_and_fed_through_it(tmp_path: Path) -> None:
+    """With a store, a broker gets what was committed and gives what it brings to the store, once per message."""
+    module, seen = Module("m"), list[int]()
+    bus = EventBus(
+        module, name="svc", store=SQLiteStore(tmp_path / "s.db"), transports={"events": "memory://"},
+        routes={"s.*": ["events"]},
+    )  # fmt: skip
+
+    @module.on(Paid, ordered=True)
+    async def book(event: Paid) -> None:
+        seen.append(event.number)
+
+    async with harness(bus) as t:
+        await publish(bus, *[Paid(number=number) for number in range(5)])
+        await t.settled()
+        assert list(range(5)) == seen
+    names = rows(tmp_path / "s.db", "SELECT DISTINCT recipient FROM eventbus_entry ORDER BY recipient")
+    assert [("svc/m.book",), ("svc>events",)] == names
