@@ -116,7 +116,7 @@ def _handler(registry: Registry, known: Known, source: str) -> HandlerFacts:
         source=source,
         retry=options.retry.attempts if routed else None,
         ordered=options.ordered and routed,
-        timeout=options.timeout,
+        timeout=known.timeout,
         concurrency=options.concurrency or (registry.wiring.limits.concurrency if routed else None),
     )
 

@@ -53,9 +53,9 @@ class Origin:
         """Return who this message is, the same at every look."""
         identity = self._identity
         if identity is None:
+            cause = None if self.cause is None else self.cause.identity  # first, so that ids and times keep their order
             made = self.runtime.ids()
             time = datetime.fromtimestamp(self.runtime.clock.now(), UTC)
-            cause = None if self.cause is None else self.cause.identity
             identity = Identity(made, cause.correlation if cause else made, cause.id if cause else None, time)
             self._identity = identity
         return identity

@@ -74,14 +74,14 @@ class Invoker:
         self.transactional = bool(known.injected.transactions)
         options = known.handler.options
         core = _core(known, around)
-        if options.timeout is not None:
-            core = _timed(core, known.handler.name, options.timeout, around.runtime)
+        if known.timeout is not None:
+            core = _timed(core, known.handler.name, known.timeout, around.runtime)
         if options.concurrency is not None:
             core = _limited(core, known.handler.name, options.concurrency)
         self._entry = chain(known.middleware, core)
         self.bare: Callable[[Any], Awaitable[Any]] | None = None
         """The handler itself, when nothing has to happen around it."""
-        if known.injected.plain and not (known.middleware or known.returns or options.timeout or options.concurrency):
+        if known.injected.plain and not (known.middleware or known.returns or known.timeout or options.concurrency):
             self.bare = known.handler.func
 
     async def run(self, origin: Origin, attempt: int = 1, claim: Claim | None = None) -> Any:

@@ -51,6 +51,8 @@ class Known:
     middleware: tuple[Middleware, ...]
     returns: tuple[type, ...]
     """The registered messages among what it may return: they are published with its success."""
+    timeout: float | None
+    """Seconds that one attempt may take, said or by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,8 @@ def compile_wiring(wiring: Wiring) -> Registry:
             where = f"handler {handler.name}"
             injected = inject(handler.func, where=where, bus_type=wiring.bus_type, overrides=wiring.overrides)
             faults.extend(injected.faults)
-            known.append(Known(handler, injected, (*wiring.middleware, *module.middleware), ()))
+            around = (*wiring.middleware, *module.middleware)
+            known.append(Known(handler, injected, around, (), _timeout(wiring, handler, injected)))
     types = _types(wiring, known)
     known = [_with_returns(one, types) for one in known]
     faults.extend(_names(wiring, types, known))
@@ -170,6 +173,13 @@ def _types(wiring: Wiring, known: Sequence[Known]) -> list[type]:
 def _with_returns(one: Known, types: Collection[type]) -> Known:
     returns = tuple(type_ for type_ in returned_messages(one.handler) if type_ in types)
     return replace(one, returns=returns)
+
+
+def _timeout(wiring: Wiring, handler: Handler, injected: Injected) -> float | None:
+    """Return the timeout of a handler; whoever may keep all other writers out has to end well within a lease."""
+    said = handler.options.timeout
+    bounded = injected.transactions and not injected.threaded and wiring.store is not None and wiring.store.exclusive
+    return wiring.limits.lease / 3 if said is None and bounded else said
 
 
 def _is_spoken(type_: type) -> bool:
@@ -270,6 +280,12 @@ def _handler_faults(wiring: Wiring, one: Known, subjects: Mapping[type, Subject]
             if not any(accepts(wanted, session) for session in sessions):
                 given = " or ".join(map(shown, sessions))
                 yield f"handler {handler.name} takes Transaction[{shown(wanted)}], but the store's session is {given}"
+        longest = wiring.limits.lease / 3
+        if one.injected.transactions and wiring.store.exclusive and (options.timeout or 0.0) > longest:
+            yield (
+                f"handler {handler.name}: timeout={options.timeout:g} is more than a third of the lease "
+                f"({longest:g} s), and its transaction keeps all other writers out: lower it or raise Limits(lease=...)"
+            )
     for returned in one.returns:
         if is_command(returned) and returned in subjects and not subjects[returned].targets:
             yield f"handler {handler.name} returns the command {returned.__name__} for later, and it has no route"

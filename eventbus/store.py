@@ -201,6 +201,11 @@ class Store(Protocol):
         ...
 
     @property
+    def exclusive(self) -> bool:
+        """Tell whether an open transaction keeps every other writer out, so that it must end well within a lease."""
+        ...
+
+    @property
     def sessions(self) -> tuple[type, ...]:
         """Return the types that ``Transaction[S]`` may name with this store."""
         ...

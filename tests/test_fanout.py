@@ -458,6 +458,7 @@ async def test_cut_short_by_a_scope() -> None:
         scope.cancel()
         assert cut_short()
         with anyio.CancelScope(shield=True):
+            await checkpoint()
             assert not cut_short()
     assert not cut_short()
 

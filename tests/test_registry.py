@@ -1,7 +1,7 @@
 """The wiring as a whole: every fault in one error, and who gets what once there is none."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -452,18 +452,17 @@ def test_unknown_import() -> None:
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
     """Return what writes a Python module that can be imported during the test."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
-    monkeypatch.setattr(sys, "modules", sys.modules)
 
     def write(name: str, text: str) -> None:
         (tmp_path / f"{name}.py").write_text(text)
 
     yield write
     for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
 
 

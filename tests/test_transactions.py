@@ -15,6 +15,7 @@ from eventbus import (
     Context,
     Event,
     EventBus,
+    Limits,
     Module,
     NoTransactionError,
     Reject,
@@ -400,6 +401,40 @@ def test_transaction_needs_a_store_and_the_right_session() -> None:
 
     with pytest.raises(WiringError, match=r"Transaction\[Shop\], but the store's session is SQLiteSession"):
         EventBus(other, store="sqlite:///never.db").compile()
+
+
+async def test_a_transaction_that_keeps_others_out_ends_within_a_third_of_the_lease(tmp_path: Path) -> None:
+    """On SQLite a handler's transaction has a third of the lease, by default and at most."""
+    shop = Shop(tmp_path / "shop.db")
+    bus = EventBus(
+        shop.module, name="test", store=shop.store, routes={"t.placed": "store"}, limits=Limits(lease=0.6, sweep=0.1)
+    )
+
+    @shop.module.on(Placed, retry=Retry(attempts=1))
+    async def endless(event: Placed, tx: Tx) -> None:
+        await insert(tx, event.number)
+        await anyio.sleep_forever()
+
+    async with bus.running():
+        async with bus.transaction() as tx:
+            await tx.session.execute("CREATE TABLE orders (number INTEGER)")
+            await bus.publish(Placed(number=1))
+        worker = bus.engine.worker
+        assert worker is not None
+        with anyio.fail_after(20):
+            while not (dead := await bus.dead.find()):
+                await worker.changed.wait()
+        assert ["within its timeout of 0.2 s" in entry.error for entry in dead] == [True]
+        async with bus.transaction() as tx:
+            assert [] == await tx.session.fetchall("SELECT number FROM orders")
+
+    greedy = Shop(tmp_path / "shop.db")
+
+    @greedy.module.on(Placed, timeout=10.5)
+    async def too_long(event: Placed, tx: Tx) -> None: ...
+
+    with pytest.raises(WiringError, match=r"timeout=10.5 is more than a third of the lease \(10 s\)"):
+        greedy.bus.compile()
 
 
 async def test_transaction_dep_commits_before_the_response(shop: Shop) -> None:

@@ -105,6 +105,7 @@ class MemoryStore:
     """
 
     shared = False
+    exclusive = False
     sessions: tuple[type, ...] = (MemorySession,)
 
     def __init__(self, *, limits: Limits = DEFAULTS, capacity: int = 200_000) -> None:

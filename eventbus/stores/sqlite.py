@@ -99,6 +99,11 @@ class SQLiteStore:
         return True
 
     @property
+    def exclusive(self) -> bool:
+        """Tell that an open transaction keeps every other writer out."""
+        return True
+
+    @property
     def sessions(self) -> tuple[type, ...]:
         """Return what ``Transaction[S]`` may name."""
         return (SQLiteSession,)

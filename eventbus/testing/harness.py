@@ -20,6 +20,7 @@ from eventbus.message import Command
 from eventbus.middleware import CallNext
 from eventbus.store import DeadEntry, Store, connect
 from eventbus.testing.clock import MOMENT, VirtualClock
+from eventbus.transport import Delivery
 from eventbus.transports.memory import MemoryTransport
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Harness:
         self._client: httpx.AsyncClient | None = None
         self._dead: list[DeadEntry] = []
         self._seen: set[str] = set()
+        self._hung: set[Delivery] = set()
         self.events: list[Any] = []
         """Every event published, in order, once its transaction has committed."""
         self.handlings: list[tuple[str, Any, BaseException | None]] = []
@@ -176,9 +178,13 @@ class Harness:
             if not moving or left > self.clock.timed:
                 await engine.worker.changed.wait()
                 continue
+            running = {delivery for channel in engine.worker.channels for delivery in channel.running}
+            if running == self._hung:
+                return
             with anyio.move_on_after(HUNG) as scope:
                 await engine.worker.changed.wait()
             if scope.cancelled_caught:
+                self._hung = running
                 return
 
 

@@ -2,9 +2,7 @@
 
 import pytest
 
-from eventbus.errors import StoreFullError
-from eventbus.store import NewEntry, Recipient, connect
-from eventbus.stores.memory import MemorySession, MemoryStore
+from eventbus.stores.memory import MemoryStore
 from eventbus.testing.store_exam import CHECKS, LIMITS, Check, examine
 
 

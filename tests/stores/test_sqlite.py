@@ -1,4 +1,5 @@
 """Prove that the SQLite store keeps what every store promises, and what only it promises."""
+# ruff: noqa: ASYNC240 - these tests look at the store's file while it runs
 
 import os
 import sqlite3
@@ -81,12 +82,11 @@ async def test_what_waits_is_committed_together(store: SQLiteStore, how: str) ->
             async with store.begin() as unit:
                 await unit.add([new(id)])
 
-    async with anyio.create_task_group() as group:
-        async with store.begin() as unit:
-            await unit.session.execute("CREATE TABLE held (x)")
-            for n in range(64):
-                group.start_soon(publish, f"m{n}")
-            await settle_ticks()
+    async with anyio.create_task_group() as group, store.begin() as unit:
+        await unit.session.execute("CREATE TABLE held (x)")
+        for n in range(64):
+            group.start_soon(publish, f"m{n}")
+        await settle_ticks()
     assert len(await claimed(store)) == 64
     assert 2 <= sum(1 for one in log if one.startswith("COMMIT")) <= 4
     assert sum(1 for one in log if one.startswith("INSERT INTO eventbus_entry")) == 64
@@ -129,16 +129,15 @@ async def test_others_wait_while_a_transaction_holds_the_writer(store: SQLiteSto
         await store.add([new(id)])
         order.append(id)
 
-    async with anyio.create_task_group() as group:
-        async with store.begin() as unit:
-            await unit.session.execute("INSERT INTO eventbus_subscription VALUES ('svc/seen', 'x', 0, 0)")
-            group.start_soon(publish, "a")
-            await settle_ticks()
-            group.start_soon(publish, "b")
-            await settle_ticks()
-            assert "svc/seen" not in {one.recipient for one in await store.backlog()}
-            assert [] == order
-            order.append("held")
+    async with anyio.create_task_group() as group, store.begin() as unit:
+        await unit.session.execute("INSERT INTO eventbus_subscription VALUES ('svc/seen', 'x', 0, 0)")
+        group.start_soon(publish, "a")
+        await settle_ticks()
+        group.start_soon(publish, "b")
+        await settle_ticks()
+        assert "svc/seen" not in {one.recipient for one in await store.backlog()}
+        assert [] == order
+        order.append("held")
     assert "held" == order[0]
     assert ["a", "b"] == await claimed(store)
     assert "svc/seen" in {one.recipient for one in await store.backlog()}

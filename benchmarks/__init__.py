@@ -1,0 +1,1 @@
+"""Measure the library beside plain Python, and beside its peers."""

@@ -1,0 +1,207 @@
+"""Measure publishing to, and consuming from, an SQLite file, beside bare sqlite3 doing the least that is as safe."""
+
+import sqlite3
+from asyncio import Event as Flag
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Literal
+from uuid import uuid4
+
+from anyio import create_task_group
+
+from benchmarks.floor_sqlite import GroupCommit, lease_and_delete
+from benchmarks.measure import Effort, Goal, Loop, Row, calls, quiet_gc, race, turns
+from eventbus import Event, EventBus, Limits, Module
+from eventbus.store import NewEntry, Recipient, Settlement
+from eventbus.stores.sqlite import SQLiteStore
+
+__all__ = ("rows",)
+
+Synchronous = Literal["full", "normal"]
+TASKS = 64
+PUBLISHED = 20_000
+CONSUMED = 30_000
+WAITING = (1_000, 100_000, 500_000)
+CLAIMED = 100
+
+
+class Told(Event, name="bench.told", key="customer"):
+    number: int
+    customer: str
+    sku: str
+
+
+def told(number: int) -> Told:
+    return Told(number=number, customer=f"customer-{number % 1000}", sku="bolt")
+
+
+def bus_on(path: Path, synchronous: Synchronous, until: int = 0) -> tuple[EventBus, Flag]:
+    """Return a bus on a file of its own, whose one handler sets a flag after so many events."""
+    module, left, done = Module("bench"), until, Flag()
+
+    @module.on(Told)
+    async def take(_: Told) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            done.set()
+
+    store = SQLiteStore(path, synchronous=synchronous)
+    return EventBus(module, name="bench", store=store, routes={Told: "store"}), done
+
+
+async def side_by_side(tasks: int, count: int, one: Callable[[int], Awaitable[object]]) -> float:
+    """Return the seconds of one of ``count`` calls, made by so many tasks."""
+
+    async def some(first: int) -> None:
+        for number in range(first, count, tasks):
+            await one(number)
+
+    with quiet_gc():
+        start = perf_counter()
+        async with create_task_group() as group:
+            for first in range(tasks):
+                group.start_soon(some, first)
+        return (perf_counter() - start) / count
+
+
+async def publish_rows(effort: Effort, folder: Path, synchronous: Synchronous) -> Sequence[Row]:
+    count = effort.of(PUBLISHED)
+    bus, _ = bus_on(folder / f"publish-{synchronous}.db", synchronous)
+
+    async def publish(number: int) -> None:
+        async with bus.transaction():
+            await bus.publish(told(number))
+
+    lean = GroupCommit(folder / f"lean-{synchronous}.db", synchronous, indexes=False)
+    same = GroupCommit(folder / f"same-{synchronous}.db", synchronous, indexes=True)
+    async with bus.running(consume=False), lean, same:
+        took = await turns(
+            effort.some(7),
+            {
+                "publish": partial(side_by_side, TASKS, count, publish),
+                "lean": partial(side_by_side, TASKS, count, lean.add),
+                "same": partial(side_by_side, TASKS, count, same.add),
+            },
+        )
+    what, ours = f"{TASKS} tasks, a transaction with one publish each, {synchronous.upper()}", took["publish"]
+    return [
+        Row(what, ours, "group commit, one lean row", took["lean"], Goal(0.55, least=True), "/s"),
+        Row(what, ours, "group commit, our row and indexes", took["same"], unit="/s"),
+    ]
+
+
+async def consume_rows(effort: Effort, folder: Path, synchronous: Synchronous) -> Sequence[Row]:
+    count = effort.of(CONSUMED)
+
+    async def consume() -> float:
+        path = folder / f"{uuid4()}.db"
+        bus, done = bus_on(path, synchronous, until=count)
+        async with bus.running(consume=False):
+            for first in range(0, count, 1_000):
+                some = [told(number) for number in range(first, min(first + 1_000, count))]
+                await bus.publish_many(some, atomic=False)
+        with quiet_gc():
+            start = perf_counter()
+            async with bus.running():
+                await done.wait()
+            return (perf_counter() - start) / count
+
+    async def bare() -> float:
+        return await lease_and_delete(folder / f"{uuid4()}.db", synchronous, count, Limits().batch)
+
+    took = await turns(effort.some(5), {"consume": consume, "bare": bare})
+    what, ours = f"consume {count:,}, a handler that does nothing, {synchronous.upper()}", took["consume"]
+    return [Row(what, ours, "lease a batch, delete it", took["bare"], Goal(0.15, least=True), "/s")]
+
+
+async def inside_rows(effort: Effort, folder: Path) -> Sequence[Row]:
+    bus, _ = bus_on(folder / "inside.db", "full")
+    with sqlite3.connect(folder / "inside.db") as connection:
+        connection.execute("CREATE TABLE shop_order (id INTEGER PRIMARY KEY, sku TEXT NOT NULL)")
+
+    async def order() -> None:
+        async with bus.transaction() as tx:
+            await tx.session.execute("INSERT INTO shop_order (sku) VALUES (?)", ("bolt",))
+
+    async def order_and_publish() -> None:
+        async with bus.transaction() as tx:
+            await tx.session.execute("INSERT INTO shop_order (sku) VALUES (?)", ("bolt",))
+            await bus.publish(told(1))
+
+    async with bus.running(consume=False):
+        loops: dict[str, Loop] = {"without": calls(order), "with": calls(order_and_publish)}
+        took = await race(effort, loops)
+    what = "one event inside a transaction of one statement"
+    return [Row(what, took["with"], "the transaction without it", took["without"], Goal(1.3))]
+
+
+@asynccontextmanager
+async def waiting(path: Path, count: int, keyed: bool) -> AsyncGenerator[Callable[[], Awaitable[float]]]:
+    """Yield what times one claim in a file where so many entries wait, a tenth as many keys among them."""
+    recipient = Recipient("bench/take", ordered=keyed)
+    async with SQLiteStore(path, synchronous="normal") as store:
+        for first in range(0, count, 5_000):
+            numbers = range(first, min(first + 5_000, count))
+            await store.add(
+                [
+                    NewEntry(
+                        message_id=f"{number:036}",
+                        type="bench.told",
+                        body=b'{"number":1}',
+                        key=f"customer-{number % max(count // 10, 1)}",
+                        subscribers=False,
+                        recipients=(recipient,),
+                    )
+                    for number in numbers
+                ]
+            )
+        cursor = ""
+
+        async def claim() -> float:
+            nonlocal cursor
+            with quiet_gc():
+                start = perf_counter()
+                claimed = await store.claim(recipient, owner="bench", limit=CLAIMED, lease=30.0, cursor=cursor)
+                taken = perf_counter() - start
+            if not claimed.entries:
+                raise RuntimeError("nothing was claimed")
+            cursor = claimed.cursor
+            await store.settle([Settlement(entry.seq, entry.claims, "release") for entry in claimed.entries])
+            return taken
+
+        yield claim
+
+
+async def claim_rows(effort: Effort, folder: Path, keyed: bool) -> Sequence[Row]:
+    sizes = [effort.of(size) for size in WAITING]
+    async with AsyncExitStack() as stack:
+        claims = {
+            str(size): await stack.enter_async_context(waiting(folder / f"{size}-{keyed}.db", size, keyed))
+            for size in sizes
+        }
+        took = await turns(effort.rounds * 4, claims)
+    least, *more = sizes
+    kind = "ordered" if keyed else "unordered"
+    return [
+        Row(f"claim {CLAIMED} {kind} of {size:,} waiting", took[str(size)], f"of {least:,} waiting", took[str(least)],
+            Goal(1.5))
+        for size in more
+    ]  # fmt: skip
+
+
+async def rows(effort: Effort) -> Sequence[Row]:
+    """Return the comparisons."""
+    found: list[Row] = []
+    with TemporaryDirectory() as name:
+        for synchronous in ("full", "normal"):
+            found += await publish_rows(effort, Path(name), synchronous)
+            found += await consume_rows(effort, Path(name), synchronous)
+        found += await inside_rows(effort, Path(name))
+        for keyed in (False, True):
+            found += await claim_rows(effort, Path(name), keyed)
+    return found

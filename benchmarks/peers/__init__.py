@@ -1,0 +1,1 @@
+"""Do the same work with other libraries."""

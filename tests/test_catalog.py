@@ -1,0 +1,185 @@
+"""Explaining: who handles a message, where it goes and what is promised there, as data and as text."""
+
+from dataclasses import FrozenInstanceError, asdict
+from typing import Any
+
+import pytest
+
+from eventbus import Command, Event, EventBus, Module, Retry, UnknownMessageError
+from eventbus.catalog import PLACES, PROMISES, HandlerFacts, MessageFacts
+from eventbus.transports.memory import MemoryTransport
+
+
+class Place(Command[int], name="shop.place", version=2):
+    sku: str
+
+
+class Placed(Event, name="shop.placed", key="order"):
+    order: int
+
+
+class Paid(Event, name="shop.paid"):
+    pass
+
+
+class Silent(Event, name="shop.silent"):
+    pass
+
+
+shop = Module("shop", messages=[Silent])
+
+
+@shop.handles(Place, timeout=2.5, concurrency=1)
+async def place(cmd: Place) -> int:
+    """Answer."""
+    return 7
+
+
+@shop.on(Placed, Paid, retry=Retry(attempts=1), ordered=True)
+async def ship(event: Placed | Paid) -> None:
+    """Listen to two events."""
+
+
+@shop.on(Placed, inline=True)
+async def audit(event: Placed) -> None:
+    """Listen at once."""
+
+
+def bus(store: str | None = "sqlite:///shop.db", **routes: str | list[str]) -> EventBus:
+    """Return a bus with routes by the last part of the message's name."""
+    rules = {f"shop.{name}": route for name, route in routes.items()}
+    return EventBus(shop, name="shop", store=store, transports={"events": MemoryTransport()}, routes=rules)
+
+
+def facts(bus: EventBus, what: Any) -> MessageFacts:
+    """Return the facts of one message."""
+    (found,) = bus.explain(what).messages
+    return found
+
+
+def test_inline_command() -> None:
+    """An inline command has no retry, and only the limits that were set."""
+    expected = MessageFacts(
+        name="shop.place",
+        type=f"{__name__}.Place",
+        kind="command",
+        version=2,
+        key=None,
+        route=("inline",),
+        rule="no rule",
+        handlers=(HandlerFacts("shop.place", "inline", None, False, 2.5, 1),),
+        promises={promise: kept[0] for promise, kept in PROMISES.items()},
+    )
+    assert expected == facts(bus(), Place)
+
+
+def test_routed_event() -> None:
+    """A routed event shows which handler takes it from where, and which one is handled at once."""
+    found = facts(bus(placed=["store", "events"]), Placed)
+    assert ("event", "order", ("store", "events"), "routes['shop.placed'] in code") == (
+        found.kind, found.key, found.route, found.rule,
+    )  # fmt: skip
+    assert (
+        HandlerFacts("shop.audit", "inline", None, False, None, None),
+        HandlerFacts("shop.ship", "store", 1, True, None, 8),
+    ) == found.handlers
+
+
+@pytest.mark.parametrize(
+    ("route", "store", "place"),
+    [
+        ("inline", None, "inline"),
+        (["inline", "events"], None, "inline"),
+        ("memory", None, "memory"),
+        (["memory", "events"], "sqlite:///shop.db", "memory"),
+        ("store", "sqlite:///shop.db", "store"),
+        (["store", "events"], "sqlite:///shop.db", "store"),
+        ("events", "sqlite:///shop.db", "broker with store"),
+        ("events", None, "broker alone"),
+    ],
+    ids=str,
+)
+def test_promises(route: str | list[str], store: str | None, place: str) -> None:
+    """What is promised follows from where the handlers take the message, and from the store."""
+    expected = {promise: kept[PLACES.index(place)] for promise, kept in PROMISES.items()}
+    assert expected == facts(bus(store, paid=route), Paid).promises
+
+
+def test_promise_table() -> None:
+    """Every promise says something about every place, in the order of their numbers."""
+    assert [f"P{number}" for number in range(1, 13)] == [promise.split(" ")[0] for promise in PROMISES]
+    assert {len(PLACES)} == {len(kept) for kept in PROMISES.values()}
+    assert all(word for kept in PROMISES.values() for word in kept)
+
+
+def test_by_name_and_by_type() -> None:
+    """A message is explained by its class or by its name."""
+    assert bus().explain(Placed) == bus().explain("shop.placed")
+
+
+def test_everything() -> None:
+    """Without an argument every message is explained, in the order of registration."""
+    explained = bus().explain()
+    assert ["shop.place", "shop.placed", "shop.paid", "shop.silent"] == [one.name for one in explained.messages]
+    assert "shop" == explained.bus
+
+
+def test_unregistered_subclass() -> None:
+    """A class that nobody registered is explained by the handlers of its base."""
+
+    class Replaced(Placed):
+        pass
+
+    assert ["shop.ship", "shop.audit"] == [one.name for one in facts(bus(), Replaced).handlers]
+
+
+def test_unknown_name() -> None:
+    """A name that is not registered is an error that says so."""
+    with pytest.raises(UnknownMessageError, match=r"no message is registered under the name 'shop\.plaecd'"):
+        bus().explain("shop.plaecd")
+
+
+@pytest.mark.parametrize("what", [int, 5, [Placed]], ids=str)
+def test_no_message(what: Any) -> None:
+    """What is no message class is refused."""
+    with pytest.raises(TypeError):
+        bus().explain(what)
+
+
+def test_text_of_everything() -> None:
+    """The text has a line for each message and each of its handlers."""
+    expected = """\
+bus shop: 4 messages
+command shop.place v2 -> inline (no rule)
+  shop.place [inline, timeout 2.5 s, 1 at once]
+event shop.placed, key order -> store, events (routes['shop.placed'] in code)
+  shop.audit [inline]
+  shop.ship [store, 1 attempt, ordered, 8 at once]
+event shop.paid -> memory (routes['shop.paid'] in code)
+  shop.ship [memory, 1 attempt, ordered, 8 at once]
+event shop.silent -> inline (no rule)
+  (no handler here)"""
+    assert expected == str(bus(placed=["store", "events"], paid="memory").explain())
+
+
+def test_text_of_one() -> None:
+    """The text of one message ends with what is promised where it is handled."""
+    head, *lines = str(bus(placed="store").explain(Placed)).splitlines()
+    assert "bus shop: 1 message" == head
+    assert [f"    {promise}: {kept[PLACES.index('store')]}" for promise, kept in PROMISES.items()] == lines[3:]
+
+
+def test_text_without_name() -> None:
+    """A bus without a name is explained as one."""
+    assert "bus (no name): 0 messages" == str(EventBus().explain())
+
+
+def test_records() -> None:
+    """An explanation is frozen, and plain data on request."""
+    explained = bus().explain(Paid)
+    with pytest.raises(FrozenInstanceError):
+        explained.bus = "other"  # type: ignore[misc]  # that is the point
+    data = asdict(explained)
+    assert ("shop", "shop.paid", "shop.ship") == (
+        data["bus"], data["messages"][0]["name"], data["messages"][0]["handlers"][0]["name"],
+    )  # fmt: skip
