@@ -8,7 +8,7 @@ to run. Behind every wake-up stands a look at the store every ``Limits.sweep`` s
 import heapq
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -85,10 +85,11 @@ class Ledger:
 class ClaimedDelivery:
     """Be one claimed entry until it is settled; ``(seq, claims)`` is the right to."""
 
-    __slots__ = ("_claims", "_committed", "_lost", "attempt", "entry", "settled", "wire")
+    __slots__ = ("_claims", "_committed", "_life", "_lost", "attempt", "entry", "settled", "wire")
 
     def __init__(self, claims: "Claims", entry: Entry) -> None:
         self._claims = claims
+        self._life = claims.life
         self.entry = entry
         self.wire = Wire(entry.message_id, entry.body, key=entry.lane)
         self.attempt = entry.failures + 1
@@ -144,7 +145,7 @@ class ClaimedDelivery:
         except StoreError as error:
             raise SettleError(f"message {self.wire.id} is left to its lease: {error}") from error
         finally:
-            self._claims.settled(verdict)
+            self._claims.settled(self._life, verdict)
 
     def _settlement(self, verdict: Verdict) -> Settlement:
         seq, claims = self.entry.seq, self.entry.claims
@@ -174,6 +175,8 @@ class Claims:
         """Whether a dead entry blocks its lane."""
         self.claimed_at = ledger.runtime.clock.monotonic()
         """When the store last answered a claim."""
+        self.life = 0
+        """Grows with every subscription; what an earlier life claimed is counted no more."""
         self.quiet: Callable[[], None] = lambda: None
         """Called when a look at the store came back empty."""
         self._slots = slots
@@ -189,9 +192,10 @@ class Claims:
         self._pace = _Pace(ledger.runtime)
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Subscription]:
+    async def open(self) -> AsyncGenerator[Subscription]:
         """Subscribe anew; what an earlier life left unsettled is left to its leases."""
         self._buffer.clear()
+        self.life += 1
         self._dues.clear()
         self._unsettled = 0
         self._stopped = False
@@ -230,9 +234,9 @@ class Claims:
             await delivery.retry(0.0)
         self._buffer.clear()
 
-    def settled(self, verdict: Verdict) -> None:
+    def settled(self, life: int, verdict: Verdict) -> None:
         """Count one entry less in hand, and look again: its slot, and perhaps its lane, is free."""
-        self._unsettled -= 1
+        self._unsettled -= life == self.life
         self._pace.note()
         if isinstance(verdict, Again | Postponed):
             heapq.heappush(self._dues, self.ledger.runtime.clock.monotonic() + verdict.after)

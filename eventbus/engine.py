@@ -1,7 +1,7 @@
 """The parts of one bus, put together from its compiled wiring, and their lifetime."""
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import anyio
@@ -90,7 +90,7 @@ class Engine:
         return places
 
     @asynccontextmanager
-    async def running(self, consume: bool) -> AsyncIterator[None]:
+    async def running(self, consume: bool) -> AsyncGenerator[None]:
         """Open everything, run the worker, and on leaving drain and close in that order."""
         if self._home is not None:
             raise WrongLoopError("bus.running()", "inside a lifetime of the same bus; it runs once at a time")

@@ -1,6 +1,6 @@
 """Write messages where they are safe: in the open transaction, in the store, or on their transport."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -55,7 +55,7 @@ class Entries:
         return True
 
     @asynccontextmanager
-    async def transaction(self, session: object | None = None) -> AsyncIterator[Opened]:
+    async def transaction(self, session: object | None = None) -> AsyncGenerator[Opened]:
         """Open a transaction and commit it at the end, or join the open one by a savepoint."""
         opened = self._open.get()
         if opened is not None and not opened[0].closed and session is None:
@@ -73,12 +73,17 @@ class Entries:
             finally:
                 transaction.closed = True
                 self._open.reset(token)
+        transaction.committed = True
         self._wake(frozenset(transaction.touched))
         for action in transaction.after:
-            await action()
+            try:
+                await action()
+            except Exception as error:
+                error.add_note("the transaction itself is committed; this was to follow it")
+                raise
 
     @asynccontextmanager
-    async def _savepoint(self, transaction: Transaction[Any], unit: Unit) -> AsyncIterator[None]:
+    async def _savepoint(self, transaction: Transaction[Any], unit: Unit) -> AsyncGenerator[None]:
         written, actions = len(transaction.pending), len(transaction.after)
         try:
             async with unit.savepoint():

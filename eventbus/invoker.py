@@ -1,11 +1,12 @@
 """One handler as one call: middleware, limits, transaction and dependencies around it, compiled once."""
 
-from collections.abc import Awaitable, Callable, Iterable
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import anyio
 from anyio.lowlevel import RunVar
@@ -19,6 +20,8 @@ from eventbus.registry import Known
 from eventbus.store import Transaction, Unit
 
 __all__ = ("Claim", "Invoker", "Lapse", "Surroundings")
+
+log = logging.getLogger("eventbus")
 
 _holding: ContextVar[tuple["_Slot", ...]] = ContextVar("eventbus_holding", default=())
 _number = count()
@@ -103,23 +106,37 @@ def _core(known: Known, around: Surroundings) -> CallNext:
     async def handle(ctx: Context, transaction: Transaction[Any] | None) -> tuple[Any, Frame]:
         frame = Frame(ctx, around.bus, transaction)
         try:
-            result = await injected.call(ctx.message, frame)
+            result: Any = await injected.call(ctx.message, frame)
             if returns and result is not None:
-                await around.follow(result if isinstance(result, list | tuple) else (result,))
+                await around.follow(_listed(result))
         except BaseException as error:
             await close(frame, error)
             raise
         return result, frame
+
+    if injected.transactions:
+        return _in_transaction(handle, around)
 
     async def alone(ctx: Context) -> Any:
         result, frame = await handle(ctx, None)
         await close(frame, None)
         return result
 
+    return alone
+
+
+def _listed(result: object) -> Sequence[object]:
+    return cast("Sequence[object]", result) if isinstance(result, list | tuple) else (result,)
+
+
+def _in_transaction(
+    handle: Callable[[Context, Transaction[Any]], Awaitable[tuple[Any, Frame]]], around: Surroundings
+) -> CallNext:
     async def in_transaction(ctx: Context) -> Any:
         claim = ctx.claim if isinstance(ctx, Handling) else None
+        result: Any = None
         frame: Frame | None = None
-        settled = False
+        settled: Transaction[Any] | None = None
         try:
             async with around.transaction() as (transaction, unit):
                 if claim is not None and not await claim.lock(unit):
@@ -129,17 +146,20 @@ def _core(known: Known, around: Surroundings) -> CallNext:
                     await around.flush(transaction, unit)
                     if not await claim.settle(unit):
                         raise SettleError("the lease was lost while the handler ran")
-                    settled = True
+                    settled = transaction
         except BaseException as error:
             if frame is not None:
                 await close(frame, error)
-            if settled and isinstance(error, Exception):
+            if settled is None or not isinstance(error, Exception):
+                raise
+            if not settled.committed:
                 raise Lapse from error
-            raise
+            log.exception("%s is done, but what was to follow its commit failed", ctx.handler)
+            return result
         await close(frame, None)
         return result
 
-    return in_transaction if injected.transactions else alone
+    return in_transaction
 
 
 def _timed(call: CallNext, name: str, seconds: float, runtime: Runtime) -> CallNext:

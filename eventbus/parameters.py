@@ -141,7 +141,9 @@ def _shape_of(call: Call) -> Shape:
 
 def _layers(call: Any) -> Iterator[Any]:
     """Yield the callables that one is made of, outermost first; a class is made of nothing."""
-    while not inspect.isclass(call):
+    for _ in range(100):  # there are objects that claim to wrap another for ever
+        if inspect.isclass(call):
+            return
         yield call
         if isinstance(call, functools.partial):
             call = call.func
@@ -173,7 +175,8 @@ def _by_name(call: Call, names: tuple[str, ...]) -> Call:
 def _name(call: Any) -> str:
     if isinstance(call, functools.partial):
         return _name(call.func)
-    return getattr(call, "__name__", None) or type(call).__name__
+    name = getattr(call, "__name__", None)
+    return name if isinstance(name, str) else type(call).__name__
 
 
 class _Pen:
@@ -298,7 +301,7 @@ def _call_faults(call: Call, shape: Shape) -> Iterator[str]:
     layers = list(_layers(call))
     if any(isinstance(layer, _CACHED) for layer in layers) and shape not in ("thread", "cached"):
         yield "is an async def or a generator in a cache, whose result can be used once only: take the cache off"
-    if any(getattr(layer, "__globals__", {}).get("__name__") == "contextlib" for layer in layers):
+    if any(inspect.isfunction(layer) and layer.__globals__.get("__name__") == "contextlib" for layer in layers):
         yield "is a context manager: take the decorator off, a bare generator is what Depends wants"
 
 
@@ -376,6 +379,8 @@ def _resolved(annotation: Any, call: Call) -> Any:
 def _names(call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the names that the annotations of a callable may use: of its module, then nearer ones."""
     outer: dict[str, Any] = {}
+    while isinstance(call, functools.partial):
+        call = call.func
     target: Any = call
     if inspect.isclass(call):
         module = sys.modules.get(call.__module__)

@@ -286,11 +286,12 @@ class Transaction(Generic[S]):
     are committed together by whoever opened the transaction.
     """
 
-    __slots__ = ("_unit", "after", "closed", "pending", "touched")
+    __slots__ = ("_unit", "after", "closed", "committed", "pending", "touched")
 
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
         self.closed = False
+        self.committed = False
         self.pending: list[NewEntry] = []
         self.after: list[Callable[[], Awaitable[None]]] = []
         self.touched: set[str] = set()

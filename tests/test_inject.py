@@ -3,12 +3,12 @@
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from inspect import Parameter, Signature
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, cast
 from unittest.mock import AsyncMock
 
 import anyio
@@ -49,7 +49,7 @@ class Ping(Event):
     """Be a message."""
 
 
-class Oops(Exception):
+class Oops(Exception):  # noqa: N818 - it is one
     """Be a failure of a user's code."""
 
 
@@ -235,7 +235,11 @@ async def test_bus_of_a_subclass() -> None:
 
 async def test_without_message() -> None:
     """A function that takes no message gets all of its parameters filled."""
-    assert await handle(injected(lambda x=Depends(one): x, message_param=False)) == 1  # type: ignore[misc]
+
+    async def check(x: Annotated[int, Depends(one)]) -> int:
+        return x
+
+    assert await handle(injected(check, message_param=False)) == 1
 
 
 def test_says_what_is_asked_for() -> None:
@@ -299,8 +303,28 @@ class YieldingMaker:
 class Made(str):
     __slots__ = ()
 
-    def __new__(cls, ctx: Context) -> "Made":
+    def __new__(cls, ctx: "Context") -> Self:
         return super().__new__(cls, "made")
+
+
+@dataclass
+class Record:
+    ctx: "Context"
+
+    def __eq__(self, other: object) -> bool:
+        return other == "made"
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Endless:
+    """Claim to have every attribute."""
+
+    def __getattr__(self, name: str) -> "Endless":
+        return Endless()
+
+    def __call__(self) -> str:
+        return "made"
 
 
 def wrapped(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -324,6 +348,8 @@ CALLABLES: dict[str, Callable[..., Any]] = {
     "async def": LaterMaker.__call__.__get__(LaterMaker()),
     "lambda": lambda: "made",
     "class": Made,
+    "partial of a class": functools.partial(Made),
+    "dataclass": Record,
     "instance": Maker(),
     "async instance": LaterMaker(),
     "yielding instance": YieldingMaker(),
@@ -391,10 +417,10 @@ def of_response(response: Response) -> None: ...
 def of_tasks(tasks: BackgroundTasks) -> None: ...
 def of_scopes(scopes: SecurityScopes) -> None: ...
 def of_header(x: Annotated[str, Header()]) -> None: ...
-def of_query(x: int = Query(3)) -> None: ...  # noqa: B008
+def of_query(x: int = Query(3)) -> None: ...
 def of_plain(x: int) -> None: ...
 def of_request_below(d: Annotated[None, Depends(of_request)]) -> None: ...
-def of_both(x: Annotated[int, Depends(one)] = Depends(one)) -> None: ...  # noqa: B008
+def of_both(x: Annotated[int, Depends(one)] = Depends(one)) -> None: ...
 def of_unknown(x: "Decimal" = 0) -> None: ...  # type: ignore[assignment]
 def of_security(x: Annotated[int, Security(one)]) -> None: ...
 def of_limited(x: Annotated[int, Depends(one, max_concurrency=1)]) -> None: ...
@@ -450,7 +476,7 @@ FAULTS: dict[Callable[..., Any], str] = {
     of_request_below: "dependency of_request_below > of_request: parameter 'request' asks for Request",
     OAuth2PasswordBearer("token"): "dependency OAuth2PasswordBearer: parameter 'request' asks for HTTPConnection",
     of_both: "has a marker in Annotated and another as its default",
-    of_unknown: "is annotated 'Decimal', which means nothing here (name 'Decimal' is not defined): import it at run time",
+    of_unknown: "'Decimal', which means nothing here (name 'Decimal' is not defined): import it at run time",
     of_unknown_session: "import it at run time",
     of_limited: "limits max_concurrency, which the bus does not count",
     of_nothing: "say Depends(f) with something that can be called",
@@ -460,6 +486,7 @@ FAULTS: dict[Callable[..., Any], str] = {
     of_short: 'cannot depend on one of scope="function"',
     of_between: 'cannot depend on one of scope="function"',
     dict: "its signature cannot be read",
+    Endless(): "its signature cannot be read",
 }
 
 
@@ -739,7 +766,9 @@ async def test_error_reaches_every_dependency(threaded: bool, scope: Any) -> Non
     log: list[str] = []
     a, b = opener(log, "a", threaded=threaded), opener(log, "b", threaded=threaded)
 
-    async def handler(m: str, x: Annotated[str, Depends(a, scope=scope)], y: Annotated[str, Depends(b, scope=scope)]) -> None:
+    async def handler(
+        m: str, x: Annotated[str, Depends(a, scope=scope)], y: Annotated[str, Depends(b, scope=scope)]
+    ) -> None:
         raise Oops
 
     with pytest.raises(Oops) as caught:
@@ -751,17 +780,13 @@ async def test_error_reaches_every_dependency(threaded: bool, scope: Any) -> Non
 
 
 def swallowing() -> Iterator[int]:
-    try:
+    with suppress(BaseException):
         yield 1
-    except BaseException:  # noqa: S110
-        pass
 
 
 async def swallowing_later() -> AsyncIterator[int]:
-    try:
+    with suppress(BaseException):
         yield 1
-    except BaseException:  # noqa: S110
-        pass
 
 
 @pytest.mark.parametrize("dependency", [swallowing, swallowing_later])
@@ -810,10 +835,8 @@ async def test_replacement_knows_the_error() -> None:
     """What a dependency raises after it has caught the error is chained to it, whoever closes."""
 
     def dependency() -> Iterator[int]:
-        try:
+        with suppress(Oops):
             yield 1
-        except Oops:
-            pass
         raise KeyError
 
     async def handler(m: str, x: Annotated[int, Depends(dependency)]) -> None: ...
@@ -840,10 +863,8 @@ async def never_later() -> AsyncIterator[int]:
 
 
 def twice() -> Iterator[int]:
-    try:
+    with suppress(Oops):
         yield 1
-    except Oops:
-        pass
     try:
         yield 2
     finally:
@@ -851,10 +872,8 @@ def twice() -> Iterator[int]:
 
 
 async def twice_later() -> AsyncIterator[int]:
-    try:
+    with suppress(Oops):
         yield 1
-    except Oops:
-        pass
     try:
         yield 2
     finally:
@@ -863,7 +882,12 @@ async def twice_later() -> AsyncIterator[int]:
 
 @pytest.mark.parametrize(
     ("dependency", "sentence"),
-    [(never, "did not yield"), (never_later, "did not yield"), (twice, "more than once"), (twice_later, "more than once")],
+    [
+        (never, "did not yield"),
+        (never_later, "did not yield"),
+        (twice, "more than once"),
+        (twice_later, "more than once"),
+    ],
 )
 @pytest.mark.parametrize("failing", [False, True])
 @pytest.mark.parametrize("scope", ["function", "request"])
@@ -984,8 +1008,11 @@ async def test_clean_up_ends_in_time(held: bool, monkeypatch: pytest.MonkeyPatch
         await run(handler, log)
     assert scope.cancelled_caught
     assert log[2:] == ["-a"]
-    with anyio.CancelScope() as scope, pytest.raises(Oops):
-        await handle(injected(handler), "failing")
+    with anyio.CancelScope() as scope:
+        with pytest.raises(Oops):
+            await handle(injected(handler), "failing")
+        log.append("failed")
+    assert log[-1] == "failed"
 
 
 async def test_rollback_after_function_scope_is_cancelled() -> None:
@@ -1212,7 +1239,9 @@ class Graph:
 @st.composite
 def graphs(draw: st.DrawFn) -> Graph:
     count = draw(st.integers(1, 8))
-    kinds = draw(st.lists(st.sampled_from(["async", "sync", "asyncgen", "held", "gen"]), min_size=count, max_size=count))
+    kinds = draw(
+        st.lists(st.sampled_from(["async", "sync", "asyncgen", "held", "gen"]), min_size=count, max_size=count)
+    )
     edges = [
         [
             Edge(target, draw(st.booleans()), draw(st.sampled_from([None, "request", "function"])))
@@ -1256,70 +1285,99 @@ class World:
             self.failed.append(node)
             raise Oops(node)
 
+    @contextmanager
+    def around(self, node: int, values: dict[str, Any]) -> Iterator[None]:
+        number = self.open(node, values)
+        try:
+            yield
+        except BaseException:
+            if self.graph.fails != (node, "swallow"):
+                raise
+        finally:
+            self.close(node, number)
+
+    def again(self, node: int) -> bool:
+        if self.graph.fails == (node, "again"):
+            self.failed.append(node)
+        return self.graph.fails == (node, "again")
+
     def function(self, node: int) -> Callable[..., Any]:
         """Return the dependency, or the handler, that a node describes."""
-        world, swallows = self, self.graph.fails == (node, "swallow")
+        if node == len(self.graph.kinds):
+            return self.handler(node)
+        kinds: dict[str, Callable[[int], Callable[..., Any]]] = {
+            "async": self.later,
+            "sync": self.now,
+            "asyncgen": self.yielding_later,
+            "held": self.holding,
+            "gen": self.yielding,
+        }
+        return kinds[self.graph.kinds[node]](node)
 
+    def later(self, node: int) -> Callable[..., Any]:
         async def later(**values: Any) -> int:
             await anyio.lowlevel.checkpoint()
-            world.begin(node, values)
+            self.begin(node, values)
             return node
 
+        return later
+
+    def now(self, node: int) -> Callable[..., Any]:
         def now(**values: Any) -> int:
-            world.begin(node, values)
+            self.begin(node, values)
             return node
 
-        async def yielding_later(**values: Any) -> AsyncIterator[int]:
-            number = world.open(node, values)
+        return now
+
+    def yielding_later(self, node: int) -> Callable[..., Any]:
+        async def yielding_later(**values: Any) -> AsyncIterator[int]:  # without any with: see Node.scopes
+            number = self.open(node, values)
             try:
                 await anyio.lowlevel.checkpoint()
                 yield node
             except BaseException:
-                if not swallows:
+                if self.graph.fails != (node, "swallow"):
                     raise
             finally:
                 await anyio.lowlevel.checkpoint()
-                world.close(node, number)
-            if world.graph.fails == (node, "again"):
-                world.failed.append(node)
+                self.close(node, number)
+            if self.again(node):
                 yield node
 
+        return yielding_later
+
+    def holding(self, node: int) -> Callable[..., Any]:
         async def holding(**values: Any) -> AsyncIterator[int]:
             async with anyio.create_task_group() as group:
                 group.start_soon(pause)
-                number = world.open(node, values)
-                try:
-                    yield node
-                finally:
-                    group.cancel_scope.cancel()
-                    world.close(node, number)
+                with self.around(node, values):
+                    try:
+                        yield node
+                    finally:
+                        group.cancel_scope.cancel()
 
+        return holding
+
+    def yielding(self, node: int) -> Callable[..., Any]:
         def yielding(**values: Any) -> Iterator[int]:
-            number = world.open(node, values)
-            try:
+            with self.around(node, values):
                 yield node
-            except BaseException:
-                if not swallows:
-                    raise
-            finally:
-                world.close(node, number)
-            if world.graph.fails == (node, "again"):
-                world.failed.append(node)
+            if self.again(node):
                 yield node
 
+        return yielding
+
+    def handler(self, node: int) -> Callable[..., Any]:
         async def handler(message: str, **values: Any) -> str:
-            if world.graph.cancels == "task" and world.backend == "asyncio":
+            if self.graph.cancels == "task" and self.backend == "asyncio":
                 cast("asyncio.Task[Any]", asyncio.current_task()).cancel()
-            elif world.graph.cancels:
-                world.scope.cancel()
+            elif self.graph.cancels:
+                self.scope.cancel()
             await anyio.lowlevel.checkpoint()
-            world.begin(node, values)
+            self.begin(node, values)
             return message
 
-        kinds: dict[str, Any] = {
-            **{"async": later, "sync": now, "asyncgen": yielding_later, "held": holding, "gen": yielding},
-        }
-        return cast("Callable[..., Any]", kinds[self.graph.kinds[node]] if node < len(self.graph.kinds) else handler)
+        return handler
 
     def compiled(self) -> Injected:
         functions = [self.function(node) for node in range(len(self.graph.edges))]
@@ -1328,9 +1386,7 @@ class World:
                 Parameter(
                     f"x{index}",
                     Parameter.KEYWORD_ONLY,
-                    annotation=Annotated[
-                        Any, Depends(functions[edge.target], use_cache=edge.cached, scope=edge.scope)
-                    ],
+                    annotation=Annotated[Any, Depends(functions[edge.target], use_cache=edge.cached, scope=edge.scope)],
                 )
                 for index, edge in enumerate(edges)
             ]

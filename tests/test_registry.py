@@ -11,7 +11,7 @@ import pytest
 from fastapi import Depends, Header, Request
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from eventbus import Command, Event, EventBus, Module, Transaction, UnknownMessageError, WiringError, message
+from eventbus import Command, Event, EventBus, Limits, Module, Transaction, UnknownMessageError, WiringError, message
 from eventbus.registry import Registry, Subject
 from eventbus.stores.sqlite import SQLiteSession
 from eventbus.transport import Transport
@@ -700,3 +700,25 @@ def test_middleware_order() -> None:
 def test_leaves(route: str, leaves: bool) -> None:
     """Correlation follows as soon as one message has a route."""
     assert leaves is compiled(module((Paid, take)), routes={Paid: route}).leaves
+
+
+# How long a transaction may keep others out.
+
+
+def test_default_timeout_of_transactions() -> None:
+    """A handler whose transaction keeps other writers out ends within a third of the lease; others have no limit."""
+    wiring = module((Paid, take_transaction), (Placed, take), (Fact, take_transaction, {"timeout": 2}))
+    registry = compiled(wiring, store="sqlite:///shop.db", limits=Limits(lease=12.0))
+    assert [4.0, None, 2] == [known.timeout for known in registry.known]
+
+
+def test_too_long_a_transaction() -> None:
+    """A timeout of more than a third of the lease is a fault there, and none without a transaction."""
+    arguments: dict[str, Any] = {"store": "sqlite:///shop.db", "limits": Limits(lease=12.0)}
+    expected = (
+        "handler shop.paid: timeout=4.5 is more than a third of the lease (4 s), and its transaction keeps all other "
+        "writers out: lower it or raise Limits(lease=...)"
+    )
+    assert (expected,) == faults(module((Paid, take_transaction, {"timeout": 4.5})), **arguments)
+    assert faults(module((Paid, take_transaction, {"timeout": 4.0})), **arguments) == ()
+    assert faults(module((Paid, take, {"timeout": 4.5})), **arguments) == ()

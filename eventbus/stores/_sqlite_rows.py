@@ -180,6 +180,7 @@ class Rows:
         if recipient.ordered:
             cursor = self._heads(now, name, limit, cursor, chosen)
         else:
+            cursor = ""
             chosen += (seq for (seq,) in self.connection.execute(LANED, (name, now, limit)))
         if len(chosen) < limit:
             chosen += (seq for (seq,) in self.connection.execute(LOOSE, (name, now, limit - len(chosen))))

@@ -179,7 +179,7 @@ class Harness:
                 await engine.worker.changed.wait()
                 continue
             running = {delivery for channel in engine.worker.channels for delivery in channel.running}
-            if running == self._hung:
+            if running and running == self._hung:
                 return
             with anyio.move_on_after(HUNG) as scope:
                 await engine.worker.changed.wait()

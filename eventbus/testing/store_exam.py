@@ -16,7 +16,7 @@ from eventbus.store import Store
 from eventbus.testing import store_exam_claiming, store_exam_dead, store_exam_ordering, store_exam_writing
 from eventbus.testing.store_desk import ANNOUNCED, LIMITS, Check, Desk, HandClock
 
-__all__ = ("CHECKS", "LIMITS", "Check", "examine")
+__all__ = ("CHECKS", "LIMITS", "Check", "HandClock", "examine")
 
 CHECKS: tuple[Check, ...] = (
     *store_exam_writing.CHECKS,

@@ -6,13 +6,14 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 import anyio
 
 from eventbus.stores.sqlite import SQLiteStore
-from tests.stores.child import INTERESTS, MESSAGES, ORDERED
+from tests.stores.child import INTERESTS, ORDERED, PUBLISHERS, TOTAL
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,15 +34,13 @@ def test_processes_race(tmp_path: Path) -> None:
     """No claim is given twice, no key is overtaken, nothing is lost, and "database is locked" reaches nobody."""
     path = tmp_path / "race.db"
     anyio.run(make, path)
-    publishers = [start("publish", path, number) for number in range(2)]
+    publishers = [start("publish", path, number) for number in range(PUBLISHERS)]
     workers = [start("work", path, number) for number in range(3)]
     for publisher in publishers:
         assert publisher.communicate(timeout=50)[0] == ""
         assert publisher.returncode == 0
     logs = [worker.communicate(timeout=50)[0] for worker in workers]
     assert [0, 0, 0] == [worker.returncode for worker in workers]
-    late = start("work", path, 9)
-    logs.append(late.communicate(timeout=50)[0])
     log: list[list[Any]] = [line for text in logs for line in json.loads(text)]
 
     claims = Counter((seq, number) for what, seq, number, *_ in log if what == "claim")
@@ -49,10 +48,11 @@ def test_processes_race(tmp_path: Path) -> None:
     written = Counter((seq, number) for what, seq, number, *rest in log if what != "claim" and not rest[0])
     assert [] == [claim for claim, times in written.items() if times > 1]
     done = {seq: at for what, seq, _, *rest in log if what == "done" and not rest[0] for at in rest[1:]}
-    assert len(done) == 2 * 2 * MESSAGES
+    assert len(done) == TOTAL
     overtaken(log, done)
     database = sqlite3.connect(path)
-    assert [(1, 2 * 2 * MESSAGES)] == database.execute("SELECT state, count(*) FROM eventbus_entry GROUP BY 1").fetchall()
+    states = database.execute("SELECT state, count(*) FROM eventbus_entry GROUP BY 1").fetchall()
+    assert [(1, TOTAL)] == states
     database.close()
 
 
@@ -67,7 +67,7 @@ def overtaken(log: list[list[Any]], done: dict[int, int]) -> None:
     assert len(lanes) == 8
     for lane, seqs in lanes.items():
         order = sorted(seqs)
-        for before, after in zip(order, order[1:], strict=False):
+        for before, after in pairwise(order):
             assert first[after] > done[before], f"{after} overtook {before} in lane {lane}"
 
 
