@@ -31,7 +31,7 @@ async def fan_out(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[BaseExc
         except Exception as error:
             errors[index] = error
         except BaseException as error:
-            if cut_short():
+            if anyio.current_effective_deadline() == float("-inf"):
                 raise
             errors[index] = failure_in(error) or error
             if errors[index] is error:

@@ -235,10 +235,10 @@ class Channel:
         try:
             await self._work(slots)
         except anyio.get_cancelled_exc_class():
-            if not self._ends():
-                log.warning("%s: somebody cancelled a slot, another takes its place", self.source.name)
-                slots.start_soon(self._slot, slots, name=f"eventbus slot of {self.source.name}")
-            raise
+            if self._ends():
+                raise
+            log.warning("%s: somebody cancelled a slot, another takes its place", self.source.name)
+            slots.start_soon(self._slot, slots, name=f"eventbus slot of {self.source.name}")
 
     def _ends(self) -> bool:
         """Tell whether a cancellation of this moment is the end of the source."""

@@ -70,6 +70,8 @@ class Flaky:
         self.queues: dict[tuple[str, str], deque[tuple[Wire, int]]] = {}
         self.open = 0
         self.subscriptions: list[Line] = []
+        self.late: list[Wire] = []
+        """What still comes out of a subscription after its stop."""
         self.hooks: dict[str, Callable[[], Any]] = {}
 
     async def step(self, name: str) -> None:
@@ -136,6 +138,10 @@ class Flaky:
         for line in self.subscriptions:
             line.news.set()
 
+    def outstanding(self) -> int:
+        """Count what is queued or unsettled."""
+        return sum(map(len, self.queues.values())) + sum(len(line.unsettled) for line in self.subscriptions)
+
     def settled(self, verb: str) -> list[str]:
         """Return the ids settled by a verb, in order."""
         return [entry[2] for entry in self.log if entry[0] == verb]
@@ -160,8 +166,10 @@ class Line:
             await self.transport.step("receive")
             if self.lost:
                 raise Lost(self.lost)
-            if self.stopped:
+            if self.stopped and not self.transport.late:
                 raise anyio.EndOfStream
+            if self.stopped:
+                self.queue.append((self.transport.late.pop(0), 0))
             if self.queue and len(self.unsettled) < self.prefetch:
                 parcel = Parcel(self, *self.queue.popleft())
                 self.unsettled.append(parcel)

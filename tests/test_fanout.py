@@ -418,6 +418,30 @@ async def test_cancellation_that_a_call_made_up_is_its_failure() -> None:
     assert ["sibling"] == done
 
 
+@asyncio_only
+async def test_call_that_cancels_its_own_task_has_failed() -> None:
+    """A call that ends its own task, asyncio's way, has failed; its siblings go on and the publisher too."""
+    done = list[str]()
+
+    async def ends_itself() -> None:
+        await checkpoint()
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await checkpoint()
+
+    async def sibling() -> None:
+        for _ in range(5):
+            await checkpoint()
+        done.append("sibling")
+
+    failure, none = await fan_out([ends_itself, sibling])
+    assert isinstance(failure, RuntimeError)
+    assert none is None
+    assert ["sibling"] == done
+    assert not cut_short()
+
+
 async def invents_cancellation() -> None:
     """Raise the cancellation of a scope that is over."""
     kept: BaseException | None = None

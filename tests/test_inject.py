@@ -323,6 +323,9 @@ class Endless:
     def __getattr__(self, name: str) -> "Endless":
         return Endless()
 
+    def __repr__(self) -> str:
+        return "Endless()"
+
     def __call__(self) -> str:
         return "made"
 

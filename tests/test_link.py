@@ -1,7 +1,8 @@
 """Links: a transport is kept open with back-off, and everybody else waits, publishes and subscribes through it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from random import Random
 
 import anyio
@@ -92,7 +93,7 @@ async def test_attempts_back_off_with_jitter_by_seed() -> None:
         times = [0.0] + [await bench.next() for _ in range(12)]
     chance = Random(5)
     expected = [PAUSES.wait(failure, chance) for failure in range(1, 13)]
-    assert expected == pytest.approx([later - earlier for earlier, later in zip(times, times[1:], strict=False)])
+    assert expected == pytest.approx([later - earlier for earlier, later in pairwise(times)])
     assert all(5 <= wait <= 10 for wait in expected[8:])
     assert transport.calls["open"] == 13
 
@@ -166,7 +167,7 @@ async def test_first_attempt_that_ends_in_a_bug_says_so() -> None:
 async def test_later_attempt_that_ends_in_a_bug_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     """In a bus that runs even a bug of an adapter pauses its destination only."""
     transport = Flaky()
-    transport.trouble["open"] = lambda number: {1: Lost("away"), 2: ValueError("a bug")}.get(number)
+    transport.trouble["open"] = {1: Lost("away"), 2: ValueError("a bug")}.get
     async with Bench(transport).kept() as bench:
         await bench.next()
         assert not bench.link.is_up
@@ -276,11 +277,6 @@ async def test_probe_that_is_refused_leaves_the_link_up() -> None:
         with pytest.raises(PublishError):
             await bench.link.publish("t", [WIRE])
         assert bench.link.is_up
-
-
-def subscribed(bench: Bench) -> Callable[[], object]:
-    """Return what subscribes through the link."""
-    return lambda: bench.link.subscribe("t", group="late", prefetch=1, lease=1.0, ordered=False)
 
 
 async def test_subscribe_declares_and_receives() -> None:

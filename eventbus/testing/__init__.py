@@ -1,3 +1,6 @@
-"""Test what is built on a bus, and what a bus is built on."""
+"""What users import in their tests."""
 
-__all__: tuple[str, ...] = ()
+from eventbus.testing.clock import VirtualClock
+from eventbus.testing.harness import Harness, NotSettledError, UnobservedError, harness
+
+__all__ = ("Harness", "NotSettledError", "UnobservedError", "VirtualClock", "harness")

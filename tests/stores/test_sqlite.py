@@ -369,6 +369,20 @@ async def test_limits_of_a_claim_do_not_grow_with_what_waits(tmp_path: Path) -> 
         assert steps[1] <= 1.5 * steps[0]
 
 
+async def test_what_another_process_announces_counts_at_once(path: Path, store: SQLiteStore) -> None:
+    """Who is announced, or forgotten, through another connection is known to the next publish."""
+    async with SQLiteStore(path) as other:
+        await other.announce([Interest("svc/new", "t")])
+        assert {H.name, "svc/new"} == await store.add([new("a")])
+        await other.forget(H.name)
+        assert {"svc/new"} == await store.add([new("b")])
+        await other.announce([Interest("svc/late", "t")])
+        async with store.begin() as unit:
+            await unit.add([new("c")])
+        late = await store.claim(Recipient("svc/late"), owner="w", limit=9, lease=30.0)
+        assert ["c"] == [one.message_id for one in late.entries]
+
+
 async def test_other_writers_are_noticed(path: Path, store: SQLiteStore) -> None:
     """Listening wakes when another process may have written; with a bound clock it only waits."""
     woken = anyio.Event()
