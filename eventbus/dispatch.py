@@ -233,4 +233,4 @@ class Dispatch:
         def run(command: object) -> Awaitable[Any]:
             return invoker.run(self._origin(command))
 
-        return run
+        return run if invoker.quick is None or self._follows else invoker.quick(run)

@@ -70,7 +70,7 @@ class Handling(Context):
 class Invoker:
     """Call one handler; what it asks for is opened before and closed after."""
 
-    __slots__ = ("_entry", "bare", "known", "transactional")
+    __slots__ = ("_entry", "bare", "known", "quick", "transactional")
 
     def __init__(self, known: Known, around: Surroundings) -> None:
         self.known = known
@@ -82,10 +82,13 @@ class Invoker:
         if options.concurrency is not None:
             core = _limited(core, known.handler.name, options.concurrency)
         self._entry = chain(known.middleware, core)
-        self.bare: Callable[[Any], Awaitable[Any]] | None = None
+        alone = not (known.middleware or known.returns or known.timeout or options.concurrency)
+        self.bare: Callable[[Any], Awaitable[Any]] | None = (
+            known.handler.func if alone and known.injected.plain else None
+        )
         """The handler itself, when nothing has to happen around it."""
-        if known.injected.plain and not (known.middleware or known.returns or known.timeout or options.concurrency):
-            self.bare = known.handler.func
+        self.quick = known.injected.quick if alone else None
+        """Makes a call of the message alone out of one that does everything, when that is enough."""
 
     async def run(self, origin: Origin, attempt: int = 1, claim: Claim | None = None) -> Any:
         """Handle the message of ``origin``; return what the handler returned, raise what it raised."""

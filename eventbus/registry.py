@@ -259,7 +259,7 @@ def _subject_faults(wiring: Wiring, subject: Subject) -> Iterator[str]:
         yield f"{subject.route.rule}: 'inline' must come first; a handler has one source, the first of the route"
     if STORE in targets and wiring.store is None:
         yield f"{subject.route.rule} goes to 'store', but the bus has none: EventBus(store=...)"
-    if wiring.name is None and any(target in (STORE, *wiring.transports) for target in targets if target != MEMORY):
+    if wiring.name is None and any(target != MEMORY for target in targets):
         yield f"{subject.route.rule} leaves the process, so the bus needs a name: EventBus(..., name='shop')"
     if targets and (fault := wiring.codec.prepare(subject.type)) is not None:
         yield f"message {name} is routed, but its body cannot travel: {fault}"

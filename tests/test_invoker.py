@@ -144,20 +144,22 @@ async def test_timeout_is_not_spent_waiting_for_a_slot() -> None:
     """The time in line for one of the concurrency slots is nobody's handling."""
     module = Module("m")
 
-    @module.handles(Work, timeout=0.2, concurrency=1)
+    @module.handles(Work, timeout=5, concurrency=1)
     async def work(cmd: Work) -> str:
-        await anyio.sleep(0.08)
+        await t.clock.sleep(4)
         return "done"
 
-    bus, results = EventBus(module), list[str]()
+    results = list[str]()
 
     async def send() -> None:
-        results.append(await bus.send(Work()))
+        results.append(await t.send(Work()))
 
-    async with anyio.create_task_group() as group:
-        for _ in range(5):
+    async with harness(EventBus(module)) as t, anyio.create_task_group() as group:
+        for _ in range(3):
             group.start_soon(send)
-    assert ["done"] * 5 == results
+        for _ in range(3):
+            await t.advance(4)
+        assert ["done"] * 3 == results
 
 
 # concurrency

@@ -637,6 +637,7 @@ def test_commands_are_not_listened_to() -> None:
     registry = compiled(module((BaseModel, take), (Place, take)))
     assert (["shop.place"], []) == handlers(registry.subject(Place))
     assert (["shop.basemodel"], []) == handlers(registry.subject(Paid))
+    assert ([], []) == handlers(registry.subject(Remind))
 
 
 def test_nearest_command_handler() -> None:

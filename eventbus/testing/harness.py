@@ -40,7 +40,7 @@ HUNG = 0.5
 """Real seconds after which handlers that do nothing seem to wait for their timeout, which only time can bring."""
 
 STEPS = 10
-"""Turns of the event loop after which a task that has nothing to wait for has set its next timer."""
+"""Turns of the event loop, without anything left to do, after which every task has set its next timer."""
 
 
 class NotSettledError(AssertionError):
@@ -166,16 +166,14 @@ class Harness:
             raise NotSettledError(f"after {PATIENCE:g} s still going on: {what}{hint}")
 
     async def _quiet(self, moving: bool) -> None:
-        engine = self.bus.engine
-        while True:
-            for _ in range(STEPS):
-                await checkpoint()
-            if self.clock.waking:
+        engine, steps = self.bus.engine, 0
+        while steps < STEPS:
+            await checkpoint()
+            left = 0 if engine.worker is None else engine.outstanding()
+            steps = 0 if left or self.clock.waking else steps + 1
+            if engine.worker is None or not left or self.clock.waking:
                 continue
-            left = engine.outstanding()
-            if engine.worker is None or not left:
-                return
-            if not moving or left > self.clock.timed:
+            if not moving:
                 await engine.worker.changed.wait()
                 continue
             running = {delivery for channel in engine.worker.channels for delivery in channel.running}
@@ -183,7 +181,7 @@ class Harness:
                 return
             with anyio.move_on_after(HUNG) as scope:
                 await engine.worker.changed.wait()
-            if scope.cancelled_caught:
+            if scope.cancelled_caught and engine.outstanding() <= self.clock.timed:
                 self._hung = running
                 return
 
