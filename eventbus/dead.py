@@ -34,20 +34,19 @@ class Graveyard(Protocol):
 
 
 class Named:
-    """Be one of several places that count their dead alike: its name stands before each id."""
+    """Be a place of the dead beside the store: its name stands before each id, since all count alike."""
 
     def __init__(self, name: str, place: Graveyard) -> None:
         self._name = f"{name}:"
         self._place = place
 
+    def owns(self, id: str) -> bool:
+        """Tell whether an id is from here."""
+        return id.startswith(self._name)
+
     async def dead(self, chosen: DeadFilter) -> Sequence[DeadEntry]:
-        """Return chosen dead entries, oldest first. Raises ``ValueError`` for an ``after`` of another place."""
-        inner = self._inner(chosen)
-        if chosen.after is not None:
-            if not chosen.after.startswith(self._name):
-                raise ValueError(f"after= takes the id of a message that is dead here, not {chosen.after!r}")
-            inner = replace(inner, after=chosen.after.removeprefix(self._name))
-        return [replace(entry, id=self._name + entry.id) for entry in await self._place.dead(inner)]
+        """Return chosen dead entries, oldest first."""
+        return [replace(entry, id=self._name + entry.id) for entry in await self._place.dead(self._inner(chosen))]
 
     async def replay(self, chosen: DeadFilter) -> Mapping[str, int]:
         """Make chosen dead entries due now; return how many per recipient."""
@@ -58,10 +57,11 @@ class Named:
         return await self._place.discard(self._inner(chosen))
 
     def _inner(self, chosen: DeadFilter) -> DeadFilter:
+        after = None if chosen.after is None else chosen.after.removeprefix(self._name)
         if chosen.ids is None:
-            return chosen
-        ours = (id.removeprefix(self._name) for id in chosen.ids if id.startswith(self._name))
-        return replace(chosen, ids=tuple(ours))
+            return replace(chosen, after=after)
+        ours = (id.removeprefix(self._name) for id in chosen.ids if self.owns(id))
+        return replace(chosen, ids=tuple(ours), after=after)
 
 
 class Keeper(Protocol):
@@ -116,19 +116,18 @@ class DeadLetters:
             raise ValueError(f"find(limit=...) takes a whole number from 1, not {limit!r}")
         chosen = self._filter(None, filters, limit, after)
         found: list[DeadEntry] = []
-        foreign: ValueError | None = None
-        for place in self._keeper().graveyards():
-            try:
-                page = await place.dead(replace(chosen, limit=limit - len(found)))
-            except ValueError as error:  # the id of the last entry is another place's, whose turn is later
-                foreign = error
-                continue
+        places = self._keeper().graveyards()
+        if after is not None:
+            first = next((place for place in places if isinstance(place, Named) and place.owns(after)), None)
+            if first is None and (not places or isinstance(places[0], Named)):
+                raise ValueError(f"find(after=...) takes the id of a dead entry, not {after!r}")
+            places = places if first is None else places[places.index(first) :]
+        for place in places:
+            page = await place.dead(replace(chosen, limit=limit - len(found)))
             found.extend(self._shown(entry) for entry in page)
-            chosen, foreign = replace(chosen, after=None), None
             if len(found) == limit:
                 break
-        if foreign is not None:
-            raise foreign
+            chosen = replace(chosen, after=None)
         return found
 
     async def get(self, id: str) -> DeadEntry | None:

@@ -82,11 +82,8 @@ class Engine:
         """Return every place that keeps dead entries."""
         self.require("bus.dead")
         places: list[Graveyard] = [] if self.registry.wiring.store is None else [self.registry.wiring.store]
-        places.extend(
-            link.transport if link.name == MEMORY else Named(link.name, link.transport)
-            for link in self.links.values()
-            if isinstance(link.transport, Graveyard)
-        )
+        links = sorted(self.links.values(), key=lambda link: link.name != MEMORY)
+        places.extend(Named(link.name, link.transport) for link in links if isinstance(link.transport, Graveyard))
         return places
 
     @asynccontextmanager

@@ -1,12 +1,12 @@
 """One handler, described once when it is registered and inspected once when the bus compiles."""
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from eventbus.annotations import UnresolvedError, layers, resolved
 from eventbus.message import check_message_type, is_command, result_type
 from eventbus.retry import Retry
 
@@ -81,7 +81,7 @@ class Handler:
     @property
     def where(self) -> str:
         """Return the file and line of the function, for messages to people."""
-        code = getattr(_function(self.func), "__code__", None)
+        code = next((one.__code__ for one in reversed([*layers(self.func)]) if hasattr(one, "__code__")), None)
         return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(self.func)
 
 
@@ -124,7 +124,7 @@ def signature_faults(handler: Handler) -> Iterator[str]:
     if not parameters or parameters[0].kind not in (*positional, inspect.Parameter.VAR_POSITIONAL):
         yield f"handler {handler.name}: its first parameter must take the message ({handler.where})"
         return
-    wanted = _resolve(handler.func, parameters[0].annotation)
+    wanted = _meaning(handler.func, parameters[0].annotation)
     for message in handler.types:
         if not accepts(wanted, message):
             yield (
@@ -159,30 +159,18 @@ def _returned(func: Callable[..., Any]) -> Any:
         annotation = inspect.signature(func).return_annotation
     except (TypeError, ValueError):
         return Any
-    resolved = _resolve(func, annotation)
+    resolved = _meaning(func, annotation)
     if get_origin(resolved) is not None and getattr(get_origin(resolved), "__name__", "") in ("Awaitable", "Coroutine"):
         resolved = get_args(resolved)[-1]
     return resolved
 
 
-def _resolve(func: Callable[..., Any], annotation: Any) -> Any:
-    """Return what an annotation means where the function was written, or Any if that cannot be known."""
-    if not isinstance(annotation, str):
-        return type(None) if annotation is None else annotation
-    target = _function(func)
+def _meaning(func: Callable[..., Any], annotation: Any) -> Any:
+    """Return what an annotation means, or Any for a name that exists for type checkers only: they have checked it."""
     try:
-        names = {**target.__globals__, **inspect.getclosurevars(target).nonlocals}
-        return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), names, names)["it"]
-    except Exception:
-        return Any  # a name that exists for type checkers only: they have checked it
-
-
-def _function(func: Any) -> Any:
-    """Return the function behind a partial, a method, a wrapper or an instance."""
-    while isinstance(func, functools.partial):
-        func = func.func
-    func = inspect.unwrap(getattr(func, "__func__", func))
-    return func if inspect.isfunction(func) else inspect.unwrap(type(func).__call__)
+        return type(None) if annotation is None else resolved(annotation, func)
+    except UnresolvedError:
+        return Any
 
 
 def accepts(wanted: Any, given: Any) -> bool:

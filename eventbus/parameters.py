@@ -7,12 +7,12 @@ import dis
 import functools
 import inspect
 import operator
-import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType, ModuleType, SimpleNamespace, UnionType
-from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from types import CodeType, UnionType
+from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, cast, get_args, get_origin
 
+from eventbus.annotations import UnresolvedError, layers, resolved
 from eventbus.context import Context
 from eventbus.store import Transaction
 
@@ -28,6 +28,8 @@ Shape = Literal["coroutine", "thread", "cached", "asyncgen", "gen"]
 _CACHED: Any = type(functools.cache(len))
 _HTTP = {"BackgroundTasks", "HTTPConnection", "Request", "Response", "SecurityScopes", "UploadFile", "WebSocket"}
 _ENTERS = {"__aenter__", "__enter__", "enter_async_context", "enter_context"}
+_DOOR = "eventbus.fastapi"
+"""Its ``BusDep`` and ``TransactionDep`` ask in a request for what a handler is simply offered."""
 _CURE = "pass the value in the message, or override the dependency"
 
 
@@ -129,7 +131,7 @@ def draw(
 
 def _shape_of(call: Call) -> Shape:
     """Return how a callable has to be called; as in FastAPI, what it wraps counts if it says nothing itself."""
-    for layer in _layers(call):
+    for layer in layers(call):
         if inspect.isasyncgenfunction(layer):
             return "asyncgen"
         if inspect.isgeneratorfunction(layer):
@@ -139,24 +141,8 @@ def _shape_of(call: Call) -> Shape:
     return "thread"
 
 
-def _layers(call: Any) -> Iterator[Any]:
-    """Yield the callables that one is made of, outermost first; a class is made of nothing."""
-    for _ in range(100):  # there are objects that claim to wrap another for ever
-        if inspect.isclass(call):
-            return
-        yield call
-        if isinstance(call, functools.partial):
-            call = call.func
-        elif hasattr(call, "__wrapped__"):
-            call = call.__wrapped__
-        elif not inspect.isroutine(call):
-            call = type(call).__call__
-        else:
-            return
-
-
 def _may_hold_scopes(call: Call) -> bool:
-    for layer in _layers(call):
+    for layer in layers(call):
         code = getattr(layer, "__code__", None)
         if isinstance(code, CodeType) and (
             _ENTERS.intersection(code.co_names)
@@ -210,7 +196,7 @@ class _Pen:
                 continue
             try:
                 place = self._place(parameter, call, path)
-            except _Unfit as unfit:
+            except (_Unfit, UnresolvedError) as unfit:
                 self._fault(path, f"parameter {parameter.name!r} {unfit}")
                 continue
             if place is None:
@@ -229,11 +215,11 @@ class _Pen:
         """Return the place of the value for a parameter, or None if it is left to its default."""
         meaning, extras = _meaning(parameter, call, self.bus_type)
         use = _use(parameter, meaning, extras, call)
-        if use is not None:
-            return self._node(use, path)
-        offered = self._offered(meaning, call)
+        offered = self._offered(meaning, call) if use is None or use.call.__module__ == _DOOR else None
         if offered is not None:
             return offered
+        if use is not None:
+            return self._node(use, path)
         if isinstance(meaning, type) and any(base.__name__ in _HTTP and _web(base) for base in meaning.__mro__):
             raise _Unfit(f"asks for {meaning.__name__}, and outside a request there is none: {_CURE}")
         if parameter.default is not parameter.empty:
@@ -253,7 +239,7 @@ class _Pen:
             place = BUS
         elif (get_origin(meaning) or meaning) is Transaction:
             place = TRANSACTION
-            session: Any = _resolved(get_args(meaning)[0], call) if get_args(meaning) else Any
+            session: Any = resolved(get_args(meaning)[0], call) if get_args(meaning) else Any
             self.transactions.append(Any if isinstance(session, TypeVar) else session)
         if place is not None:
             self.wanted.add(place)
@@ -298,10 +284,10 @@ class _Pen:
 
 
 def _call_faults(call: Call, shape: Shape) -> Iterator[str]:
-    layers = list(_layers(call))
-    if any(isinstance(layer, _CACHED) for layer in layers) and shape not in ("thread", "cached"):
+    made_of = list(layers(call))
+    if any(isinstance(layer, _CACHED) for layer in made_of) and shape not in ("thread", "cached"):
         yield "is an async def or a generator in a cache, whose result can be used once only: take the cache off"
-    if any(inspect.isfunction(layer) and layer.__globals__.get("__name__") == "contextlib" for layer in layers):
+    if any(inspect.isfunction(layer) and layer.__globals__.get("__name__") == "contextlib" for layer in made_of):
         yield "is a context manager: take the decorator off, a bare generator is what Depends wants"
 
 
@@ -328,7 +314,7 @@ def _use(parameter: inspect.Parameter, meaning: Any, extras: tuple[Any, ...], ca
             raise _Unfit("limits max_concurrency, which the bus does not count: say concurrency= on the handler")
         target = marker.dependency
         if target is None:
-            target = _resolved(meaning, call)
+            target = resolved(meaning, call)
         if not callable(target) or not isinstance(target, Hashable) or target is parameter.empty:
             raise _Unfit(f"depends on {target!r}: say Depends(f) with something that can be called and has a hash")
         return _Use(target, marker.use_cache, getattr(marker, "scope", None))
@@ -342,8 +328,8 @@ def _meaning(parameter: inspect.Parameter, call: Call, bus_type: Any) -> tuple[A
         if "Depends" in _marks(parameter.default) and parameter.default.dependency is not None:
             return annotation, ()  # what the dependency returns: nobody has to know
         try:
-            annotation = _resolved(annotation, call)
-        except _Unfit:
+            annotation = resolved(annotation, call)
+        except UnresolvedError:
             if annotation.strip("'\"").rpartition(".")[2] != bus_type.__name__:
                 raise
             annotation = bus_type  # our own type, which files import for type checkers only to break a circle
@@ -358,41 +344,6 @@ def _meaning(parameter: inspect.Parameter, call: Call, bus_type: Any) -> tuple[A
         elif get_origin(annotation) in (Union, UnionType) and len(members) == 1:
             annotation = members[0]
         elif isinstance(annotation, ForwardRef) and not any(map(_marks, extras)):
-            annotation = _resolved(annotation, call)
+            annotation = resolved(annotation, call)
         else:
             return annotation, extras
-
-
-def _resolved(annotation: Any, call: Call) -> Any:
-    """Return what an annotation means where the callable was written. Raises ``_Unfit`` if nobody can tell."""
-    if not isinstance(annotation, str | ForwardRef):
-        return annotation
-    text = annotation if isinstance(annotation, str) else annotation.__forward_arg__
-    outer, inner = _names(call)
-    holder = SimpleNamespace(__annotations__={"it": text})
-    try:
-        return get_type_hints(holder, outer, inner, include_extras=True)["it"]
-    except Exception as error:
-        raise _Unfit(f"is annotated {text!r}, which means nothing here ({error}): import it at run time") from error
-
-
-def _names(call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the names that the annotations of a callable may use: of its module, then nearer ones."""
-    outer: dict[str, Any] = {}
-    while isinstance(call, functools.partial):
-        call = call.func
-    target: Any = call
-    if inspect.isclass(call):
-        module = sys.modules.get(call.__module__)
-        outer = vars(module) if isinstance(module, ModuleType) else {}
-        target = call.__init__ if inspect.isfunction(call.__init__) else call.__new__
-    *_, function = _layers(target)
-    inner = dict(getattr(function, "__globals__", {}))
-    code = getattr(function, "__code__", None)
-    for name, cell in zip(code.co_freevars if code else (), getattr(function, "__closure__", None) or (), strict=False):
-        try:
-            inner[name] = cell.cell_contents
-        except ValueError:
-            inner.pop(name, None)  # bound later than this
-    inner |= {parameter.__name__: parameter for parameter in getattr(function, "__type_params__", ())}
-    return outer or inner, inner

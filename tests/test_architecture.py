@@ -16,8 +16,21 @@ PACKAGE = Path(__file__).parents[1] / "eventbus"
 GROUND = ("errors", "_extras", "limits", "clock", "message", "_strict_json", "envelope", "context")
 PROMISES = ("codec", "middleware", "transport", "store")
 ENGINE = (
-    *("retry", "link", "parameters", "inject", "handler", "module", "routes", "registry", "fanout", "invoker"),
-    *("dispatch", "entries", "dead", "delivery", "lanes", "claims", "worker", "keeping", "sources", "live", "catalog", "engine", "health"),
+    *(
+        "retry",
+        "link",
+        "annotations",
+        "parameters",
+        "inject",
+        "handler",
+        "module",
+        "routes",
+        "registry",
+        "fanout",
+        "invoker",
+    ),
+    *("dispatch", "entries", "dead", "delivery", "lanes", "claims", "worker", "keeping", "sources", "live"),
+    *("catalog", "engine", "health"),
     *("config", "bus"),
 )
 ROOT = "__init__"

@@ -1,5 +1,6 @@
 """What stands around a handler: its timeout, its concurrency, its middleware."""
 
+from importlib import import_module
 from typing import Any
 
 import anyio
@@ -121,8 +122,9 @@ async def test_cancellation_from_outside_is_no_timeout() -> None:
     assert scope.cancelled_caught
 
 
-async def test_each_attempt_has_the_whole_timeout() -> None:
+async def test_each_attempt_has_the_whole_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a queue the timeout counts from the start of each attempt, and ends in a failure like any other."""
+    monkeypatch.setattr(import_module("eventbus.testing.harness"), "HUNG", 0.05)
     module, starts = Module("m"), list[float]()
 
     @module.on(Happened, timeout=5, retry=Retry(attempts=2, initial=1, jitter=False))

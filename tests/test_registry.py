@@ -199,15 +199,15 @@ def test_unresolvable_dependency() -> None:
 def test_dependency_on_a_request() -> None:
     """A dependency that needs an HTTP request, however deep, is a fault that says what to do."""
 
-    def agent(request: Request, language: Annotated[str, Header()]) -> str:
+    def reader(request: Request, language: Annotated[str, Header()]) -> str:
         return ""
 
-    async def asking(event: Paid, agent: Annotated[str, Depends(agent)]) -> None: ...
+    async def asking(event: Paid, name: Annotated[str, Depends(reader)]) -> None: ...
 
     found = faults(module((Paid, asking)))
     assert 2 == len(found)
     for fault in found:
-        assert fault.startswith("handler shop.paid: dependency agent: parameter")
+        assert fault.startswith("handler shop.paid: dependency reader: parameter")
         assert fault.endswith("pass the value in the message, or override the dependency")
 
 

@@ -7,12 +7,11 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
 
 from eventbus.errors import StoreError, StoreFullError
 from eventbus.limits import Limits
 
-__all__ = ("File",)
+__all__ = ("File", "is_busy")
 
 OWN_FAULT = {1, 18, 19, 20, 25}
 """SQLITE_ERROR, TOOBIG, CONSTRAINT, MISMATCH, RANGE: the statement is wrong, not the store."""
@@ -75,7 +74,9 @@ class File:
     def open(self) -> sqlite3.Connection:
         """Open a connection for this thread and bring the schema up to date."""
         self.make()
-        source = f"file:{quote(str(self.path))}?mode=rw"
+        if sqlite3.sqlite_version_info < (3, 35):
+            raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: this store needs 3.35")
+        source = f"{self.path.as_uri()}?mode=rw"
         connection = sqlite3.connect(source, uri=True, timeout=0.05, isolation_level=None, cached_statements=256)
         try:
             self.patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
@@ -105,7 +106,7 @@ class File:
             try:
                 step()
             except sqlite3.OperationalError as error:
-                if _code(error) not in BUSY or stopping() or time.monotonic() > until:
+                if not is_busy(error) or stopping() or time.monotonic() > until:
                     raise
                 time.sleep(random.uniform(0.001, 0.01))
             else:
@@ -119,12 +120,17 @@ class File:
             return error
         elif _code(error) == sqlite3.SQLITE_FULL:
             named = StoreFullError(f"{self.path}: {error}: make room; nothing that was confirmed is lost")
-        elif _code(error) in BUSY:
+        elif is_busy(error):
             named = StoreError(f"{self.path}: another process has had it locked for {self.limits.lease:g} s")
         else:
             named = StoreError(f"{self.path}: {error}")
         named.__cause__ = error
         return named
+
+
+def is_busy(error: BaseException) -> bool:
+    """Tell whether another process is in the way."""
+    return isinstance(error, sqlite3.Error) and _code(error) in BUSY
 
 
 def _code(error: sqlite3.Error) -> int:

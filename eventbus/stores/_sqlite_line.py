@@ -8,6 +8,7 @@ happens there (a cancellation, its end) can keep the line held.
 import contextlib
 import os
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from eventbus.errors import StoreError, WrongLoopError
-from eventbus.stores._sqlite_file import File
+from eventbus.stores._sqlite_file import File, is_busy
 from eventbus.stores._sqlite_rows import Rows
 
 __all__ = ("Hold", "Job", "Line", "Verb")
@@ -179,7 +180,7 @@ class Line:
 
     def put(self, job: Job) -> None:
         """Queue something to be done."""
-        self._check()
+        self.check()
         with self._lock:
             group = self._filling
             if group is None or len(group.jobs) >= self._file.limits.batch:
@@ -189,7 +190,7 @@ class Line:
 
     def hold(self) -> Hold:
         """Ask for the line, for a transaction."""
-        self._check()
+        self.check()
         hold = Hold()
         with self._lock:
             self._filling = None
@@ -202,7 +203,8 @@ class Line:
         hold.put(None)
         self._holds.discard(hold)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ``WrongLoopError`` anywhere but in the thread where it was opened, ``StoreError`` when it is closed."""
         if self._home != (os.getpid(), threading.get_ident()):
             place = "another thread" if self._home[0] == os.getpid() else "a forked process"
             raise WrongLoopError("using the SQLite store", place)
@@ -214,7 +216,7 @@ class Line:
     def _run(self) -> None:
         try:
             self.rows = Rows(self._file.open(), self._file.limits)
-        except BaseException as error:
+        except Exception as error:
             while (item := self._queue.get()) is not None:
                 if isinstance(item, Group):
                     self._fail(item.jobs, error)
@@ -232,7 +234,7 @@ class Line:
             with self._lock:
                 if self._filling is item:
                     self._filling = None
-            self._together([job for job in item.jobs if not job.abandoned])
+            self._together(item.jobs)
             self._tell(item.answer)
 
     def _together(self, jobs: Sequence[Job]) -> None:
@@ -240,25 +242,26 @@ class Line:
 
         A savepoint for each would do the same, and cost every verb that does not fail a third more.
         """
-        if not jobs:
-            return
         try:
-            self._start()
-        except BaseException as error:
-            self._fail(jobs, error)
-            return
-        try:
-            for job in jobs:
-                job.run(self.rows)
-            self.rows.connection.execute("COMMIT")
-            self._file.check()
-        except BaseException as error:
-            self._roll_back()
-            if len(jobs) == 1 or isinstance(error, StoreError):
+            self._file.patiently(lambda: self._attempt(jobs), lambda: self._closing)
+        except Exception as error:
+            if len(jobs) == 1 or isinstance(error, StoreError) or is_busy(error):
                 self._fail(jobs, error)
                 return
             for job in jobs:
                 self._together([job])
+
+    def _attempt(self, jobs: Sequence[Job]) -> None:
+        try:
+            self._start()
+            for job in jobs:
+                if not job.abandoned:
+                    job.run(self.rows)
+            self.rows.connection.execute("COMMIT")
+            self._file.check()
+        except BaseException:
+            self._roll_back()
+            raise
 
     def _serve_hold(self, hold: Hold) -> None:
         """Serve one transaction alone until it ends, is let go, or nothing is heard of it for as long as a lease."""
@@ -278,7 +281,7 @@ class Line:
                 break
             try:
                 if not begun:
-                    self._start()
+                    self._file.patiently(self._start, lambda: self._closing)
                     begun = True
                 self._in_hold(job)
             except BaseException as error:
@@ -304,13 +307,16 @@ class Line:
 
     def _start(self) -> None:
         self._file.check()
-        self._file.patiently(lambda: self.rows.connection.execute(self._begin), lambda: self._closing)
+        if self.rows.connection.in_transaction:  # an earlier rollback has failed
+            self.rows.connection.execute("ROLLBACK")
+        self.rows.connection.execute(self._begin)
         self.rows.begun()
 
     def _roll_back(self) -> None:
         self.rows.undone()
-        if self.rows.connection.in_transaction:
-            self.rows.connection.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):
+            if self.rows.connection.in_transaction:
+                self.rows.connection.execute("ROLLBACK")
 
     def _fail(self, jobs: Sequence[Job], error: BaseException) -> None:
         for job in jobs:

@@ -15,9 +15,7 @@ __all__ = ("SQLiteSession", "SQLiteUnit")
 Parameters = Sequence[Any] | Mapping[str, Any]
 Step = Callable[[Rows, int], object]
 
-OURS = frozenset(
-    {"ATTACH", "BEGIN", "COMMIT", "DETACH", "END", "PRAGMA", "RELEASE", "ROLLBACK", "SAVEPOINT", "VACUUM"}
-)
+OURS = frozenset({"ATTACH", "BEGIN", "COMMIT", "DETACH", "END", "PRAGMA", "RELEASE", "ROLLBACK", "SAVEPOINT", "VACUUM"})
 """Statements that would take the transaction, or the file, out of the store's hands."""
 FIRST_WORD = re.compile(r"(?:\s|\ufeff|;|--[^\n]*(?:\n|\Z)|/\*.*?(?:\*/|\Z))*([a-z]*)", re.IGNORECASE | re.DOTALL)
 
@@ -179,6 +177,7 @@ class SQLiteUnit:
 
     async def _run(self, verb: Verb[Any], part: Literal["own", "vital"] = "own") -> Any:
         self._check_open("using its session")
+        self._line.check()
         if self._hold is None:
             self._hold = self._line.hold()
         self._put_steps(self._hold)

@@ -38,6 +38,8 @@ POLL = 0.1
 BATCH = 1_000
 """Rows that one step of ``forget``, or of a rename, writes before it lets others write."""
 DEFAULTS = Limits()
+
+
 def _version(rows: Rows, now: int) -> int:  # noqa: ARG001
     version: int = rows.connection.execute("PRAGMA data_version").fetchone()[0]
     return version
@@ -131,11 +133,11 @@ class SQLiteStore:
     async def __aexit__(self, *exc: object) -> None:
         """Close; what was committed stays, open transactions are rolled back."""
         if self._lines is not None:
-            lines, self._lines = self._lines, None
-            for line in lines:
-                line.stop()
-            for line in lines:
-                await line.close()
+            (writer, reader), self._lines = self._lines, None
+            try:
+                await reader.close()
+            finally:  # the writer goes last, so that what is in the log goes into the file
+                await writer.close()
 
     def begin(self, session: object | None = None) -> AbstractAsyncContextManager[SQLiteUnit]:
         """Return a transaction; it takes the writer at its first statement, not before.

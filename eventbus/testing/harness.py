@@ -36,7 +36,7 @@ Mode = Literal["inline", "queued"]
 PATIENCE = 30.0
 """Real seconds after which work that does not end is reported instead of waited for."""
 
-HUNG = 0.5
+HUNG = 1.0
 """Real seconds after which handlers that do nothing seem to wait for their timeout, which only time can bring."""
 
 STEPS = 10
@@ -177,7 +177,7 @@ class Harness:
                 await engine.worker.changed.wait()
                 continue
             running = {delivery for channel in engine.worker.channels for delivery in channel.running}
-            if running and running == self._hung:
+            if running and running == self._hung and left <= self.clock.timed:
                 return
             with anyio.move_on_after(HUNG) as scope:
                 await engine.worker.changed.wait()

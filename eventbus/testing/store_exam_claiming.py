@@ -71,12 +71,15 @@ async def late_words(desk: Desk) -> None:
 async def said_once(desk: Desk) -> None:
     """Take one word for a claim: a second is late, also before anybody else claims."""
     for first in OUTCOMES:
-        for second in (*OUTCOMES, "extend"):
+        for second in (*OUTCOMES, "extend", "lock"):
             await desk.publish(f"{first}, {second}")
             (entry,) = await desk.take()
             require(await desk.settle(entry, first), f"{first} was not written")
             if second == "extend":
                 lost = bool(await desk.store.extend([(entry.seq, entry.claims)], LEASE))
+            elif second == "lock":
+                async with desk.store.begin() as unit:
+                    lost = not await unit.lock(entry.seq, entry.claims)
             else:
                 lost = not await desk.settle(entry, second)
             require(lost, f"{second} was written after {first}")

@@ -136,6 +136,11 @@ class Queue:
             self.ready.insert(bisect(self.ready, copy.place, key=attrgetter("place")), copy)
         self.wake()
 
+    def stalled(self) -> int:
+        """Count what is ready and has to wait until some of the dead are replayed or discarded."""
+        full = self.group is not None and self.dead + self.held >= self.shelf.limits.dead
+        return len(self.ready) if full else 0
+
     def ease(self) -> None:
         """Let publishers and receivers go on, now that something was settled."""
         if self.topic.line:

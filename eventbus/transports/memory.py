@@ -154,7 +154,7 @@ class MemoryTransport:
         """Count what is delivered and unsettled, or could be delivered at ``now`` (monotonic; None: this moment)."""
         queues = [queue for road in self._topics.values() for queue in road.queues.values()]
         queues += [reader.queue for road in self._topics.values() for reader in road.readers]
-        return sum(queue.size for queue in queues) - self.delayed(now)
+        return sum(queue.size - queue.stalled() for queue in queues) - self.delayed(now)
 
     def delayed(self, now: float | None = None) -> int:
         """Count what is due only after ``now`` (monotonic; None: this moment)."""

@@ -15,9 +15,10 @@ sys.path.append(str(EXAMPLES))
 
 @dataclass(frozen=True)
 class Served:
-    """One shop in a process of its own."""
+    """One shop in processes of its own."""
 
     process: subprocess.Popen[str]
+    """The parent of the one that serves."""
     url: str
     printed: str
 
@@ -37,9 +38,15 @@ def serve(*arguments: str) -> Served:
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
+def data(tmp_path: Path) -> Path:
+    """Return the folder in which a served shop keeps its file."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def served(data: Path) -> Iterator[Served]:
     """Return a served shop, and end it."""
-    shop = serve("--port", "0")
+    shop = serve("--port", "0", "--data", str(data))
     yield shop
     shop.process.kill()
-    shop.process.communicate()
+    shop.process.communicate(timeout=30)  # not before the process that serves has followed its parent

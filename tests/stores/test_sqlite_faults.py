@@ -178,9 +178,7 @@ async def test_a_commit_that_is_cancelled_in_the_queue_never_happens(store: SQLi
     assert [] == await claimed(store)
 
 
-async def test_what_a_cancelled_claimer_got_is_handed_back(
-    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_a_cancelled_claimer_got_is_handed_back(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim whose caller is gone when it is committed is released at once, uncounted."""
     gate, claim = Gate(), Rows.claim
 
@@ -374,6 +372,29 @@ async def test_a_file_that_is_gone_is_noticed(path: Path, store: SQLiteStore, tm
     assert ["m", "o"] == await claimed(store)
 
 
+async def test_a_file_that_goes_during_a_commit_confirms_nothing(path: Path, store: SQLiteStore) -> None:
+    """What is committed to a file that is gone by then is an error too, alone and in a transaction."""
+    for use in ("verb", "transaction"):
+        gate = Gate()
+
+        async def write(use: str = use, gate: Gate = gate) -> None:
+            with pytest.raises(StoreError, match="gone"):
+                if use == "verb":
+                    await store._write(gate.pass_through)
+                else:
+                    async with store.begin() as unit:
+                        await unit._run(gate.pass_through)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(write)
+            await gate.wait()
+            path.rename(f"{path}.away")
+            gate.open.set()
+        Path(f"{path}.away").rename(path)
+    await store.add([new("m")])
+    assert ["m"] == await claimed(store)
+
+
 async def test_a_corrupt_file_is_an_error(path: Path) -> None:
     """A file that is no database, and one that is damaged, are StoreErrors."""
     path.write_bytes(b"this is no database" * 1_000)
@@ -384,6 +405,7 @@ async def test_a_corrupt_file_is_an_error(path: Path) -> None:
     async with SQLiteStore(path) as store:
         await store.announce([Interest(H.name, "t")])
         await store.add([new(f"m{n}", b"x" * 2_000) for n in range(200)])
+    assert ["store.db"] == [one.name for one in path.parent.iterdir()]
     content = bytearray(path.read_bytes())
     content[4096:-4096] = b"\xa5" * (len(content) - 8192)
     path.write_bytes(content)

@@ -1,6 +1,6 @@
 """What the modules of the shop say to each other."""
 
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import Field
 
@@ -8,8 +8,9 @@ from eventbus import Command, Event
 
 
 class PlaceOrder(Command[UUID], name="shop.place_order"):
-    """Ask for an order; the answer is its id."""
+    """Ask for an order; the answer is its id. Who gets none may ask again with the same id."""
 
+    order_id: UUID = Field(default_factory=uuid4)
     customer: str = Field(min_length=3)
     sku: str = Field(min_length=1)
     quantity: int = Field(1, ge=1, le=10)

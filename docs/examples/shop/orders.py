@@ -1,40 +1,22 @@
 """Take orders, and tell the others."""
 
-from functools import cache
-from typing import Annotated
-from uuid import UUID, uuid4
-
-from fastapi import Depends
+from uuid import UUID
 
 from eventbus import EventBus, Module
+from shop.database import Tx
 from shop.messages import OrderPlaced, PlaceOrder
 
 orders = Module("orders")
 
 
-class Orders:
-    """Keep the orders, as a table would."""
-
-    def __init__(self) -> None:
-        self._placed: dict[UUID, PlaceOrder] = {}
-
-    async def add(self, order_id: UUID, order: PlaceOrder) -> None:
-        self._placed[order_id] = order
-
-    async def count(self) -> int:
-        return len(self._placed)
-
-
-@cache
-def get_orders() -> Orders:
-    return Orders()
-
-
 @orders.handles(PlaceOrder)
-async def place_order(cmd: PlaceOrder, table: Annotated[Orders, Depends(get_orders)], bus: EventBus) -> UUID:
-    """Write the order down and return at once: everything slow waits for the event."""
-    order_id = uuid4()
-    await table.add(order_id, cmd)
-    event = OrderPlaced(order_id=order_id, customer=cmd.customer, sku=cmd.sku, quantity=cmd.quantity)
-    await bus.publish(event, atomic=False)  # no database transaction to be part of, yet
-    return order_id
+async def place_order(cmd: PlaceOrder, tx: Tx, bus: EventBus) -> UUID:
+    """Write the order down and return: everything slow waits for the event, which is committed with the order."""
+    if await tx.session.fetchone("SELECT 1 FROM orders WHERE order_id = ?", [str(cmd.order_id)]):
+        return cmd.order_id  # placed before, and the answer got lost
+    receipt = await bus.publish(OrderPlaced(**cmd.model_dump()))
+    await tx.session.execute(
+        "INSERT INTO orders VALUES (?, ?, ?, ?, ?)",
+        [str(cmd.order_id), receipt.id, cmd.customer, cmd.sku, cmd.quantity],
+    )
+    return cmd.order_id

@@ -1,38 +1,28 @@
-"""Serve the shop on this machine: ``make demo``, or ``python docs/examples/shop/serve.py --port 8000``."""
+"""Serve the shop on this machine: ``make demo``, or ``python docs/examples/shop/serve.py --port 8000``.
+
+A small parent holds the socket and the place of the database, and starts a process that serves. When that one is killed
+with -9, and the page has a button for it, the parent starts the next one; those who call meanwhile wait at the socket.
+"""
 
 import argparse
-import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
-
-import uvicorn
-
-if not __package__:
-    sys.path[0] = str(Path(__file__).parents[1])  # started as a file: ``shop`` is the package it lies in
-
-from shop.app import app, bus
-from shop.messages import ShopClosed
+from urllib.parse import quote
 
 HOST = "127.0.0.1"
 TRIED = 100
 """Ports that are looked at when the first one is taken."""
 
 
-class Server(uvicorn.Server):
-    """End the streams of open pages first: they have no end of their own, and a server waits for its answers."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await bus.publish(ShopClosed())
-        await super().shutdown(sockets)
-
-
 def listen(port: int) -> socket.socket:
     """Return a socket on the first free port from ``port`` on; 0 takes any."""
     for candidate in range(port, min(port + TRIED, 65_536)):
-        listener = socket.socket(proto=socket.IPPROTO_TCP)  # named, so that asyncio sends answers without delay
+        listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, candidate))
@@ -44,8 +34,27 @@ def listen(port: int) -> socket.socket:
     sys.exit(f"no free port from {port} to {port + TRIED - 1}: name another with --port")
 
 
+def keep_serving(listener: socket.socket, store: str) -> int:
+    """Start a process that serves, and another one whenever it was killed with -9; return how the last one ended."""
+    command = [sys.executable, "-m", "shop.server", str(listener.fileno())]
+    while True:
+        with subprocess.Popen(
+            command,
+            cwd=Path(__file__).resolve().parents[1],
+            env={**os.environ, "SHOP_STORE": store},
+            stdin=subprocess.PIPE,  # the server ends when this is closed, which it is however the parent ends
+            pass_fds=[listener.fileno()],
+            process_group=0,  # Ctrl+C is for the parent
+        ) as server:
+            ended = server.wait()
+        if ended != -signal.SIGKILL:
+            return ended
+        print(f"Process {server.pid} was killed with -9, here is the next one.", flush=True)
+        command = [*command[:4], "--again"]
+
+
 def leave(_number: int, _frame: object) -> None:
-    """End in peace: uvicorn raises the signal once more when it has shut down."""
+    """End in peace, after the server."""
     sys.exit(0)
 
 
@@ -57,13 +66,17 @@ def main() -> None:
         default=int(os.environ.get("PORT", "8000")),
         help="where to listen; the next free one if it is taken (default: $PORT, or 8000)",
     )
-    listener = listen(parser.parse_args().port)
-    logging.getLogger("eventbus").setLevel(logging.CRITICAL)  # the page shows what fails
+    parser.add_argument("--data", type=Path, help="a folder for shop.db, which stays (default: one that goes)")
+    options = parser.parse_args()
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, leave)
-    print(bus.explain())
-    print(f"\nThe shop is open at http://{HOST}:{listener.getsockname()[1]}/ (Ctrl+C closes it)", flush=True)
-    Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)).run(sockets=[listener])
+    with (
+        listen(options.port) as listener,
+        tempfile.TemporaryDirectory(prefix="eventbus-shop-", ignore_cleanup_errors=True) as passing,
+    ):
+        data = Path(passing) if options.data is None else options.data.resolve()
+        data.mkdir(parents=True, exist_ok=True)
+        sys.exit(keep_serving(listener, f"sqlite:///{quote(str(data / 'shop.db'))}"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""Be the process that serves the shop, on a socket and a database that its parent holds: see ``serve.py``."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+
+import uvicorn
+
+from shop.app import app, bus
+from shop.messages import ShopClosed
+
+
+class Server(uvicorn.Server):
+    """Say when the shop is open, and end the streams of open pages before everything else."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or [] if self.started else []:
+            host, port = listener.getsockname()
+            print(f"The shop is open at http://{host}:{port}/ (Ctrl+C closes it)", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await bus.publish(ShopClosed())  # a stream has no end of its own, and a server waits for its answers
+        await super().shutdown(sockets)
+
+
+def follow_parent() -> None:
+    """End when the parent does, or when it asks to: either closes our standard input."""
+    os.read(sys.stdin.fileno(), 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def leave(_number: int, _frame: object) -> None:
+    """End in peace: uvicorn raises the signal once more when it has shut down."""
+    sys.exit(0)
+
+
+def main(descriptor: str, *options: str) -> None:
+    signal.signal(signal.SIGTERM, leave)
+    threading.Thread(target=follow_parent, daemon=True).start()
+    logging.getLogger("eventbus").setLevel(logging.CRITICAL)  # the page shows what fails
+    if "--again" not in options:
+        print(bus.explain(), end="\n\n")
+    # the protocol is named, so that asyncio sends answers without delay
+    listener = socket.socket(proto=socket.IPPROTO_TCP, fileno=int(descriptor))
+    Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
