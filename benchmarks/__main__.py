@@ -62,6 +62,8 @@ def main() -> int:
     chosen = arguments()
     known = facts()
     print(", ".join(f"{name} {value}" for name, value in known.items()))
+    if chosen.quick:
+        print("--quick: these numbers mean nothing")
     results = run(chosen.names or NAMES, quick=chosen.quick)
     dump(chosen.json, known, results)
     made = tables(known, results)

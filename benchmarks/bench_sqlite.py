@@ -14,7 +14,7 @@ from uuid import uuid4
 from anyio import create_task_group
 
 from benchmarks.floor_sqlite import GroupCommit, lease_and_delete
-from benchmarks.measure import Effort, Goal, Loop, Row, calls, quiet_gc, race, turns
+from benchmarks.measure import Effort, Goal, Loop, Row, Sample, calls, quiet_gc, race, turns
 from eventbus import Event, EventBus, Limits, Module
 from eventbus.store import NewEntry, Recipient, Settlement
 from eventbus.stores.sqlite import SQLiteStore
@@ -25,6 +25,8 @@ Synchronous = Literal["full", "normal"]
 TASKS = 64
 PUBLISHED = 20_000
 CONSUMED = 30_000
+SLOTS = (8, 64)
+"""Handlings at once: what a handler has by default, and many; the settlements of as many are committed together."""
 WAITING = (1_000, 100_000, 500_000)
 CLAIMED = 100
 
@@ -39,11 +41,11 @@ def told(number: int) -> Told:
     return Told(number=number, customer=f"customer-{number % 1000}", sku="bolt")
 
 
-def bus_on(path: Path, synchronous: Synchronous, until: int = 0) -> tuple[EventBus, Flag]:
+def bus_on(path: Path, synchronous: Synchronous, until: int = 0, slots: int = 8) -> tuple[EventBus, Flag]:
     """Return a bus on a file of its own, whose one handler sets a flag after so many events."""
     module, left, done = Module("bench"), until, Flag()
 
-    @module.on(Told)
+    @module.on(Told, concurrency=slots)
     async def take(_: Told) -> None:
         nonlocal left
         left -= 1
@@ -98,9 +100,9 @@ async def publish_rows(effort: Effort, folder: Path, synchronous: Synchronous) -
 async def consume_rows(effort: Effort, folder: Path, synchronous: Synchronous) -> Sequence[Row]:
     count = effort.of(CONSUMED)
 
-    async def consume() -> float:
+    async def consume(slots: int) -> float:
         path = folder / f"{uuid4()}.db"
-        bus, done = bus_on(path, synchronous, until=count)
+        bus, done = bus_on(path, synchronous, until=count, slots=slots)
         async with bus.running(consume=False):
             for first in range(0, count, 1_000):
                 some = [told(number) for number in range(first, min(first + 1_000, count))]
@@ -114,9 +116,15 @@ async def consume_rows(effort: Effort, folder: Path, synchronous: Synchronous) -
     async def bare() -> float:
         return await lease_and_delete(folder / f"{uuid4()}.db", synchronous, count, Limits().batch)
 
-    took = await turns(effort.some(5), {"consume": consume, "bare": bare})
-    what, ours = f"consume {count:,}, a handler that does nothing, {synchronous.upper()}", took["consume"]
-    return [Row(what, ours, "lease a batch, delete it", took["bare"], Goal(0.15, least=True), "/s")]
+    consumes = {
+        f"consume {count:,}, {slots} at once, {synchronous.upper()}": partial(consume, slots) for slots in SLOTS
+    }
+    took = await turns(effort.some(5), {**consumes, "bare": bare})
+    goal, promised = Goal(0.15, least=True), Sample(1 / 25_000, 1 / 25_000)
+    return [
+        *(Row(what, took[what], "lease a batch, delete it", took["bare"], goal, "/s") for what in consumes),
+        *(Row(what, took[what], "25,000 a second", promised, Goal(1, least=True), "/s") for what in consumes),
+    ]
 
 
 async def inside_rows(effort: Effort, folder: Path) -> Sequence[Row]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, overload
 
 from eventbus import store as stores
 from eventbus import transport as carriers
@@ -92,6 +92,7 @@ class EventBus:
         self._overrides: MutableMapping[Callable[..., Any], Callable[..., Any]] = {}
         self._runtime = runtime
         self._engine: Engine | None = None
+        self._sends: dict[type, Callable[[Any], Any]] = {}
         self._wiring = Wiring(
             name=name,
             modules=tuple(modules),
@@ -163,7 +164,11 @@ class EventBus:
 
             Raises ``NoHandlerError`` if nobody handles it here, ``TypeError`` for an event.
             """
-            return cast("Coroutine[Any, Any, R]", self.engine.dispatch.send(command))
+            call = self._sends.get(type(command))
+            if call is None:
+                call = self._sends[type(command)] = self.engine.dispatch.sender(type(command))
+            running: Coroutine[Any, Any, R] = call(command)
+            return running
 
     else:
 
@@ -172,7 +177,11 @@ class EventBus:
 
             Raises ``NoHandlerError`` if nobody handles it here, ``TypeError`` for an event.
             """
-            return cast("R", await self.engine.dispatch.send(command))
+            call = self._sends.get(type(command))
+            if call is None:
+                call = self._sends[type(command)] = self.engine.dispatch.sender(type(command))
+            result: R = await call(command)
+            return result
 
     @overload
     def publish(  # type: ignore[overload-overlap]  # so that publishing a command is refused where it is written
@@ -315,17 +324,17 @@ class EventBus:
             raise WiringError(["overrides can be shared before the bus runs: call install(app, bus) earlier"])
         self._overrides = overrides
         self._wiring = replace(self._wiring, overrides=overrides)
-        self._engine = None
+        self._engine, self._sends = None, {}
 
     @contextmanager
     def rewired(self, runtime: Runtime, **parts: Any) -> Generator[None]:
         """Run with other parts for a while (the test kit's door); everybody who holds the bus sees the change."""
-        before = self._wiring, self._runtime, self._engine
-        self._wiring, self._runtime, self._engine = replace(self._wiring, **parts), runtime, None
+        before = self._wiring, self._runtime, self._engine, self._sends
+        self._wiring, self._runtime, self._engine, self._sends = replace(self._wiring, **parts), runtime, None, {}
         try:
             yield
         finally:
-            self._wiring, self._runtime, self._engine = before
+            self._wiring, self._runtime, self._engine, self._sends = before
 
     def __repr__(self) -> str:
         return f"EventBus(name={self.name!r}, modules={[module.name for module in self._wiring.modules]})"

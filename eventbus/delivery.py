@@ -105,10 +105,11 @@ class Consumer:
         if claim is not None and isinstance(error, SettleError):
             return Gone()
         if cut_short():
-            if isinstance(error, Exception | BaseExceptionGroup):
-                log.warning("%s: a handler that was cancelled ended in %s", self.queue, describe(error, 200))
-                return Cut()
-            raise error
+            told = describe(error, 200)
+            if not isinstance(error, (Exception, BaseExceptionGroup)):
+                raise error
+            log.warning("%s: a handler that was cancelled ended in %s", self.queue, told)
+            return Cut()
         failure = failure_in(error)
         if failure is None:
             if _interrupts(error):

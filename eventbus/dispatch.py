@@ -78,15 +78,7 @@ class Dispatch:
         self._follows = registry.leaves or any(
             known.injected.needs_context or known.middleware for known in registry.known
         )
-        self._sends: dict[type, Callable[[Any], Awaitable[Any]]] = {}
         self._subjects: dict[type, Subject] = {}
-
-    def send(self, command: object) -> Awaitable[Any]:
-        """Return the running of the command's one handler. Raises ``NoHandlerError``, ``TypeError``."""
-        call = self._sends.get(type(command))
-        if call is None:
-            call = self._sends[type(command)] = self._sender(type(command))
-        return call(command)
 
     async def publish(
         self, events: Sequence[object], key: str | None, delay: float | None, headers: Mapping[str, str] | None,
@@ -222,7 +214,8 @@ class Dispatch:
             raise NoHandlerError(subject.spec.name)
         return self.invokers[known[0].handler.name]
 
-    def _sender(self, type_: type) -> Callable[[Any], Awaitable[Any]]:
+    def sender(self, type_: type) -> Callable[[Any], Awaitable[Any]]:
+        """Return what runs the one handler of a command. Raises ``NoHandlerError``, ``TypeError``."""
         check_message_type(type_)
         if not is_command(type_):
             raise TypeError(f"send() takes a command; {type_.__name__} is an event: publish() it")

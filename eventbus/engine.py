@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 from anyio.lowlevel import EventLoopToken, current_token
 
 from eventbus.claims import Claims, Ledger
@@ -13,7 +13,7 @@ from eventbus.clock import Runtime
 from eventbus.dead import Graveyard, Named
 from eventbus.dispatch import Dispatch, Posting
 from eventbus.entries import Entries, Opened
-from eventbus.errors import NotRunningError, WrongLoopError
+from eventbus.errors import NotRunningError, WiringError, WrongLoopError
 from eventbus.invoker import Surroundings
 from eventbus.keeping import StoreKeeper
 from eventbus.limits import Limits
@@ -91,6 +91,9 @@ class Engine:
         """Open everything, run the worker, and on leaving drain and close in that order."""
         if self._home is not None:
             raise WrongLoopError("bus.running()", "inside a lifetime of the same bus; it runs once at a time")
+        faults = [fault for link in self.used_links() if (fault := link.misplaced()) is not None]
+        if faults:
+            raise WiringError(faults)
         failure: BaseException | None = None
         async with AsyncExitStack() as stack:
             self._home = current_token(), os.getpid()
@@ -98,30 +101,44 @@ class Engine:
             if self.registry.wiring.store is not None:
                 await stack.enter_async_context(self.registry.wiring.store)
             async with anyio.create_task_group() as group:
+                staff = await group.start(self._employ, name="eventbus")
                 try:
                     for link in self._declared():
-                        await group.start(link.keep, name=f"eventbus {link.name}")
+                        await staff.start(link.keep, name=f"eventbus {link.name}")
                     self.state = "running"
-                    ledger = await self._open_store(group)
+                    ledger = await self._open_store(staff)
                     if consume or self.consumes:
-                        sources = Sources(self.registry, self.links, self.dispatch.invokers, self.runtime, ledger)
-                        self.worker = Worker(list(sources.make()), self.runtime, self.registry.wiring.limits)
-                        self.claims = sources.claims
-                        for claims in self.claims.values():
-                            claims.quiet = self.worker.changed.fire
-                        group.start_soon(self.worker.run, name="eventbus worker")
-                        if all(link.is_up for link in self.used_links()):
-                            with self.runtime.clock.move_on_after(self.registry.wiring.limits.connect):
-                                for channel in self.worker.channels:
-                                    await channel.tried.wait()
+                        await self._consume(staff, ledger)
                     yield
                 except BaseException as error:  # out of the task group, so that it is not wrapped in a group
                     failure = error
                 finally:
-                    await self._stop()
-                    group.cancel_scope.cancel()
+                    try:
+                        await self._stop()
+                    finally:
+                        staff.cancel_scope.cancel()
         if failure is not None:
             raise failure
+
+    async def _employ(self, *, task_status: TaskStatus[TaskGroup]) -> None:
+        """Hold the tasks of the bus, which a cancellation of its lifetime must not reach before they are drained."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as staff:
+                task_status.started(staff)
+                await anyio.sleep_forever()
+
+    async def _consume(self, staff: TaskGroup, ledger: Ledger | None) -> None:
+        limits = self.registry.wiring.limits
+        sources = Sources(self.registry, self.links, self.dispatch.invokers, self.runtime, ledger)
+        self.worker = Worker(list(sources.make()), self.runtime, limits)
+        self.claims = sources.claims
+        for claims in self.claims.values():
+            claims.quiet = self.worker.changed.fire
+        staff.start_soon(self.worker.run, name="eventbus worker")
+        if all(link.is_up for link in self.used_links()):
+            with self.runtime.clock.move_on_after(limits.connect):
+                for channel in self.worker.channels:
+                    await channel.tried.wait()
 
     async def _stop(self) -> None:
         self.state = "stopping"

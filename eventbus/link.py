@@ -1,7 +1,8 @@
 """Keep one transport open, and open it again when it is lost: the only loop that reconnects."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -65,6 +66,19 @@ class Link:
         """Tell whether the transport is open now."""
         return self._up.is_set()
 
+    def misplaced(self) -> str | None:
+        """Return what is wrong with opening the transport in this event loop, or None."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            here = "trio"
+        else:
+            here = "asyncio"
+        offered = self.transport.capabilities.backends
+        if here in offered:
+            return None
+        return f"transport {self.name!r} runs on {' and '.join(sorted(offered))}, and this event loop is {here}'s"
+
     async def keep(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Open the transport, and again after every loss, until cancelled; started after the first attempt.
 
@@ -120,7 +134,7 @@ class Link:
     @asynccontextmanager
     async def subscribe(
         self, topic: str, *, group: str, prefetch: int, lease: float, ordered: bool
-    ) -> AsyncIterator[Subscription]:
+    ) -> AsyncGenerator[Subscription]:
         """Subscribe to a topic once the transport is open; what was deleted meanwhile is declared anew."""
         await self.up()
         life = self._up

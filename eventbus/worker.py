@@ -140,6 +140,7 @@ class Channel:
                             slots.start_soon(self._slot, slots, name=f"eventbus slot of {name}")
             finally:
                 self._slots_ended.set()
+                self._changed.fire()
 
     async def drain(self, grace: float, reserve: float, left: Callable[[], bool]) -> None:
         """End this source within ``grace`` plus ``reserve`` seconds; what is only here is worked off while it can."""
@@ -148,7 +149,7 @@ class Channel:
                 self._resting = True
                 await self._stop_intake()
                 await self._hand_back(self._lanes.clear())
-            while not self.slots.cancel_called and (self.running or (self.source.remaining is not None and left())):
+            while self._busy(left):
                 await self._changed.wait()
         self._resting = True
         self.slots.cancel()
@@ -160,6 +161,12 @@ class Channel:
         if self.running:
             log.warning("%s: %d handling(s) could not be ended", self.source.name, len(self.running))
         self._drained.set()
+
+    def _busy(self, left: Callable[[], bool]) -> bool:
+        """Tell whether a drain has something to wait for."""
+        if self.slots.cancel_called or self._slots_ended.is_set():
+            return False
+        return bool(self.running) or (self.source.remaining is not None and left())
 
     async def _stop_intake(self) -> None:
         """Take nothing more in; return when all that was on its way is here."""

@@ -9,6 +9,8 @@ import pytest
 import eventbus
 import eventbus.fastapi
 from eventbus import Limits, errors
+from eventbus.stores import sqlite
+from eventbus.stores.sqlite import SQLiteSession
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -44,6 +46,13 @@ def test_limits_are_listed() -> None:
     """Every limit is listed with its default."""
     cells = re.findall(r"`(\w+)` \| ([\d_.]+) \|", (REFERENCE / "api.md").read_text())
     assert {name: float(value) for name, value in cells} == {field.name: field.default for field in fields(Limits)}
+
+
+def test_store_is_listed() -> None:
+    """What an application imports from the embedded store, and what its session can do, is named."""
+    methods = [name for name in vars(SQLiteSession) if not name.startswith("_")]
+    for name in (*sqlite.__all__, *methods):
+        assert re.search(rf"\b{name}\b", codes("api.md"))
 
 
 def test_doors_are_listed() -> None:

@@ -1,7 +1,7 @@
 """A clock that stands still until a test moves it."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 
@@ -67,7 +67,7 @@ class VirtualClock:
         return self._scope(seconds)
 
     @contextmanager
-    def _scope(self, seconds: float) -> Iterator[anyio.CancelScope]:
+    def _scope(self, seconds: float) -> Generator[anyio.CancelScope]:
         handling = current.get() is not None
         with anyio.CancelScope() as scope:
             if seconds <= 0:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, MutableMapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -81,13 +81,32 @@ class Harness:
         """Send a command and return its result."""
         return await self.bus.send(command)
 
-    async def publish(self, event: object, **options: Any) -> Receipt:
+    async def publish(
+        self,
+        event: object,
+        /,
+        *,
+        key: str | None = None,
+        delay: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        atomic: bool = False,
+    ) -> Receipt:
         """Publish an event; no transaction is needed here."""
-        return await self.bus.publish(event, **{"atomic": False, **options})
+        receipts = await self.bus.publish_many([event], key=key, delay=delay, headers=headers, atomic=atomic)
+        return receipts[0]
 
-    async def enqueue(self, command: Command[Any], **options: Any) -> Receipt:
+    async def enqueue(
+        self,
+        command: Command[Any],
+        /,
+        *,
+        key: str | None = None,
+        delay: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        atomic: bool = False,
+    ) -> Receipt:
         """Enqueue a command; no transaction is needed here."""
-        return await self.bus.enqueue(command, **{"atomic": False, **options})
+        return await self.bus.enqueue(command, key=key, delay=delay, headers=headers, atomic=atomic)
 
     async def settled(self) -> None:
         """Return when nothing runs and nothing is due at the current virtual time.
@@ -195,7 +214,7 @@ async def harness(
     store: Store | None = None,
     overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
     seed: int | None = None,
-) -> AsyncIterator[Harness]:
+) -> AsyncGenerator[Harness]:
     """Run ``bus`` with its runtime swapped: transports in memory, time held still, everything else as it is.
 
     Args:
@@ -234,12 +253,7 @@ async def harness(
         if app is not None:
             stack.enter_context(_replaced(overrides or {}, app.dependency_overrides))
         stack.enter_context(bus.rewired(runtime, **parts))
-        try:
-            bus.compile()
-        except WiringError:
-            if bus.wiring.store is not None:
-                raise
-            stack.enter_context(bus.rewired(runtime, store=connect("memory://")))
+        _compile(bus, runtime, stack)
         if bus.wiring.store is not None:
             bus.wiring.store.bind(clock)
             stack.callback(bus.wiring.store.bind, None)
@@ -269,7 +283,7 @@ async def harness(
 def _replaced(
     overrides: Mapping[Callable[..., Any], Callable[..., Any]],
     shared: MutableMapping[Callable[..., Any], Callable[..., Any]],
-) -> Iterator[None]:
+) -> Generator[None]:
     before = dict(shared)
     shared.update(overrides)
     try:
@@ -277,6 +291,20 @@ def _replaced(
     finally:
         shared.clear()
         shared.update(before)
+
+
+def _compile(bus: EventBus, runtime: Runtime, stack: AsyncExitStack) -> None:
+    """Compile the bus; give it a store if that is what it lacks."""
+    try:
+        bus.compile()
+    except WiringError as faults:
+        if bus.wiring.store is not None:
+            raise
+        stack.enter_context(bus.rewired(runtime, store=connect("memory://")))
+        try:
+            bus.compile()
+        except WiringError:
+            raise faults from None
 
 
 def _runs(bus: EventBus) -> bool:

@@ -135,6 +135,7 @@ async def fair_to_all_keys(desk: Desk) -> None:
     for _ in range(6):
         claimed = await desk.store.claim(O, owner="w", limit=1, lease=LEASE, cursor=cursor)
         cursor = claimed.cursor
+        require(claimed.entries or cursor, "the store says that nothing is due, and it is not so")
         for one in claimed.entries:
             seen.append(one.lane or "")
             await desk.settle(one)

@@ -178,6 +178,46 @@ async def test_a_commit_that_is_cancelled_in_the_queue_never_happens(store: SQLi
     assert [] == await claimed(store)
 
 
+async def test_a_commit_that_is_cancelled_in_its_transaction_never_happens(store: SQLiteStore) -> None:
+    """A commit that waits for a statement of its own transaction, and is cancelled there, is a rollback."""
+    gate = Gate()
+    whole, statement = anyio.CancelScope(), anyio.CancelScope()
+
+    async def transact() -> None:
+        with whole:
+            async with store.begin() as unit:
+                await unit.session.execute("CREATE TABLE stock (n)")
+                with statement:
+                    await unit._run(gate.pass_through)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(transact)
+            await gate.wait()
+            for scope in (statement, whole):
+                scope.cancel()
+                for _ in range(5):
+                    await anyio.lowlevel.checkpoint()
+            gate.open.set()
+    assert 0 == await tables(store)
+
+
+async def test_a_publish_that_fails_fails_its_transaction(store: SQLiteStore) -> None:
+    """What was published cannot be left out: if it cannot be written nothing is committed, whatever is caught."""
+    errors: list[Exception] = []
+    with pytest.raises(ValueError, match="surrogates"):
+        async with store.begin() as unit:
+            await unit.session.execute("CREATE TABLE stock (n)")
+            await unit.add([new("\ud800")])
+            for _ in range(2):
+                try:
+                    await unit.session.execute("INSERT INTO stock VALUES (1)")
+                except ValueError as error:
+                    errors.append(error)
+    assert 2 == len(errors)
+    assert 0 == await tables(store)
+
+
 async def test_what_a_cancelled_claimer_got_is_handed_back(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim whose caller is gone when it is committed is released at once, uncounted."""
     gate, claim = Gate(), Rows.claim
@@ -283,14 +323,17 @@ async def test_full_disk_in_a_transaction_commits_no_half(store: SQLiteStore) ->
         await unit.session.execute("CREATE TABLE stock (n)")
     pages = (await writer(store, lambda one: one.execute("PRAGMA page_count").fetchone()))[0]
     await writer(store, lambda one: one.execute(f"PRAGMA max_page_count = {pages + 5}").fetchone())
-    with pytest.raises(StoreError):
+    errors: list[Exception] = []
+    with pytest.raises(StoreFullError):
         async with store.begin() as unit:
             await unit.session.execute("INSERT INTO stock VALUES (1)")
             await unit.add([new("m", b"x" * 100_000)])
-            with pytest.raises(StoreFullError):
-                await unit.session.execute("INSERT INTO stock VALUES (2)")
-            with pytest.raises(StoreFullError):
-                await unit.session.execute("INSERT INTO stock VALUES (3)")
+            for n in (2, 3):
+                try:
+                    await unit.session.execute("INSERT INTO stock VALUES (?)", (n,))
+                except StoreFullError as error:
+                    errors.append(error)
+    assert 2 == len(errors)
     async with store.begin() as unit:
         assert [] == await unit.session.fetchall("SELECT n FROM stock")
     assert [] == await claimed(store)

@@ -18,8 +18,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for listener in sockets or [] if self.started else []:
-            host, port = listener.getsockname()
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()
             print(f"The shop is open at http://{host}:{port}/ (Ctrl+C closes it)", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
