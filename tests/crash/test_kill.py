@@ -98,7 +98,7 @@ def test_nothing_is_lost_and_nothing_doubled_by_kills(tmp_path: Path, lease: flo
     chance = random.Random(20_261_120)
     killed = sum(run_and_kill(tmp_path, lease, chance, cycle) for cycle in range(max(kills // 2, 1)))
     last = start(tmp_path, 0, lease)
-    assert last.wait(120) == 0, last.stderr.read().decode() if last.stderr else ""
+    assert last.wait(120 + 2 * kills) == 0, last.stderr.read().decode() if last.stderr else ""
     if last.stderr:
         last.stderr.close()
     ledger = audit(tmp_path)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
@@ -32,6 +33,13 @@ def listen(port: int) -> socket.socket:
             continue
         return listener
     sys.exit(f"no free port from {port} to {port + TRIED - 1}: name another with --port")
+
+
+def place(data: Path | None) -> AbstractContextManager[Path | str]:
+    """Return the folder for the database: the one that was named, or one that goes when the shop closes."""
+    if data is not None:
+        return nullcontext(data)
+    return tempfile.TemporaryDirectory(prefix="eventbus-shop-", ignore_cleanup_errors=True)
 
 
 def keep_serving(listener: socket.socket, store: str) -> int:
@@ -70,11 +78,8 @@ def main() -> None:
     options = parser.parse_args()
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, leave)
-    with (
-        listen(options.port) as listener,
-        tempfile.TemporaryDirectory(prefix="eventbus-shop-", ignore_cleanup_errors=True) as passing,
-    ):
-        data = Path(passing) if options.data is None else options.data.resolve()
+    with listen(options.port) as listener, place(options.data) as folder:
+        data = Path(folder).resolve()
         data.mkdir(parents=True, exist_ok=True)
         sys.exit(keep_serving(listener, f"sqlite:///{quote(str(data / 'shop.db'))}"))
 
