@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -20,12 +21,17 @@ from eventbus.errors import SettleError, StoreError
 from eventbus.lanes import Signal
 from eventbus.limits import Limits
 from eventbus.retry import Again, Dead
-from eventbus.store import Entry, Recipient, Settlement, Store, Unit
+from eventbus.store import Entry, Recipient, Settlement, Store, Transaction, Unit
 from eventbus.transport import Subscription, Wire
 
 __all__ = ("ClaimedDelivery", "Claims", "Ledger")
 
 log = logging.getLogger("eventbus")
+
+LONGEST = 3_650 * 86_400.0
+"""Seconds after which an entry comes again at the latest."""
+SOON = 0.02
+"""Seconds after which to look again when something became due while nobody looked."""
 
 
 class _Ticket:
@@ -50,6 +56,9 @@ class Ledger:
         self.owner = runtime.ids()
         """This incarnation of this process, in the store's ``owner`` column."""
         self._tickets: list[_Ticket] = []
+        self._extensions: list[_Ticket] = []
+        self._counted = float("-inf")
+        self._dead: dict[str, int] = {}
         self._news = Signal()
 
     async def settle(self, settlement: Settlement) -> bool:
@@ -62,30 +71,62 @@ class Ledger:
             raise ticket.failed
         return ticket.kept
 
+    async def extend(self, seq: int, claims: int) -> bool:
+        """Renew a lease; False if it was lost. A store in trouble loses nothing yet: the next round tries again."""
+        ticket = _Ticket(Settlement(seq, claims, "done"))
+        self._extensions.append(ticket)
+        self._news.fire()
+        await ticket.event.wait()
+        return ticket.kept
+
     async def run(self) -> None:
         """Write what comes, until cancelled."""
         while True:
-            if not self._tickets:
+            if not self._tickets and not self._extensions:
                 await self._news.wait()
             await checkpoint()  # whoever settles in this moment too joins the statement
+            if self._extensions:
+                await self._extend_all()
+            if not self._tickets:
+                continue
             tickets, self._tickets = self._tickets[: self.limits.batch], self._tickets[self.limits.batch :]
             lost: frozenset[int] = frozenset()
             failed: StoreError | None = None
             try:
                 lost = await self.store.settle([ticket.settlement for ticket in tickets])
-            except StoreError as error:
+            except Exception as error:
                 log.warning("settling %d entries failed, their leases decide: %s", len(tickets), error)
-                failed = error
+                failed = error if isinstance(error, StoreError) else StoreError(f"{type(error).__name__}: {error}")
             for ticket in tickets:
                 ticket.kept = ticket.settlement.seq not in lost
                 ticket.failed = failed
                 ticket.event.set()
 
+    async def dead(self, recipient: str, *, fresh: bool) -> int:
+        """Return how many of a recipient's messages are dead: ``fresh``, or as of the last sweep at the latest."""
+        now = self.runtime.clock.monotonic()
+        if fresh or now - self._counted >= self.limits.sweep:
+            self._counted = now
+            self._dead = {one.recipient: one.dead for one in await self.store.backlog()}
+        return self._dead.get(recipient, 0)
+
+    async def _extend_all(self) -> None:
+        tickets, self._extensions = self._extensions, []
+        held = [(ticket.settlement.seq, ticket.settlement.claims) for ticket in tickets]
+        lost: frozenset[int] = frozenset()
+        try:
+            lost = await self.store.extend(held, self.limits.lease)
+        except Exception as error:
+            log.warning("%d leases could not be extended: %s", len(held), error)
+        for ticket in tickets:
+            ticket.kept = ticket.settlement.seq not in lost
+            ticket.event.set()
+
 
 class ClaimedDelivery:
     """Be one claimed entry until it is settled; ``(seq, claims)`` is the right to."""
 
-    __slots__ = ("_claims", "_committed", "_life", "_lost", "attempt", "entry", "settled", "wire")
+    __slots__ = ("_claims", "_life", "_lost", "_transaction", "attempt", "entry", "settled", "wire")
 
     def __init__(self, claims: "Claims", entry: Entry) -> None:
         self._claims = claims
@@ -95,16 +136,16 @@ class ClaimedDelivery:
         self.attempt = entry.failures + 1
         self.settled = False
         self._lost = False
-        self._committed = False
+        self._transaction: Transaction[Any] | None = None
 
     async def lock(self, unit: Unit) -> bool:
         """Take the row lock of the entry, the first thing in its handler's transaction."""
         return await unit.lock(self.entry.seq, self.entry.claims)
 
-    async def settle(self, unit: Unit) -> bool:
+    async def settle(self, unit: Unit, transaction: Transaction[Any]) -> bool:
         """Write "done" in the handler's transaction."""
-        self._committed = await unit.settle(Settlement(self.entry.seq, self.entry.claims, "done"))
-        return self._committed
+        self._transaction = transaction
+        return await unit.settle(Settlement(self.entry.seq, self.entry.claims, "done"))
 
     async def ack(self) -> None:
         """Settle it as done. Raises ``SettleError`` if the lease was lost."""
@@ -122,13 +163,7 @@ class ClaimedDelivery:
         """Keep it for another lease."""
         if self.settled or self._lost or self._claims.transactional:
             return
-        ledger = self._claims.ledger
-        try:
-            lost = await ledger.store.extend([(self.entry.seq, self.entry.claims)], ledger.limits.lease)
-        except StoreError as error:
-            log.warning("%s: a lease could not be extended: %s", self.entry.recipient, error)
-            return
-        if lost:
+        if not await self._claims.ledger.extend(self.entry.seq, self.entry.claims):
             self._lost = True
             raise SettleError(f"the lease of message {self.wire.id} is lost")
 
@@ -138,7 +173,7 @@ class ClaimedDelivery:
             return
         self.settled = True
         try:
-            if self._committed and not isinstance(verdict, Gone):
+            if self._transaction is not None and self._transaction.committed:
                 return  # whatever went wrong after the commit, it is done
             if isinstance(verdict, Gone) or not await self._claims.ledger.settle(self._settlement(verdict)):
                 raise SettleError(f"the lease of message {self.wire.id} is lost")
@@ -151,9 +186,9 @@ class ClaimedDelivery:
         seq, claims = self.entry.seq, self.entry.claims
         match verdict:
             case Again(after=after):
-                return Settlement(seq, claims, "again", after)
+                return Settlement(seq, claims, "again", min(after, LONGEST))
             case Postponed(after=after):
-                return Settlement(seq, claims, "release", after)
+                return Settlement(seq, claims, "release", min(after, LONGEST))
             case Dead(reason=reason):
                 blocks = self._claims.blocks and self.entry.lane is not None
                 return Settlement(seq, claims, "dead", error=reason, blocks=blocks)
@@ -189,6 +224,10 @@ class Claims:
         self._claiming = False
         self._resting = False
         self._dues: list[float] = []
+        self._missed = False
+        self._paused = False
+        self._died = ledger.limits.dead
+        """How many are dead here; counted anew when it looks like the ceiling, and at first it does."""
         self._pace = _Pace(ledger.runtime)
 
     @asynccontextmanager
@@ -221,6 +260,9 @@ class Claims:
             room = self._room()
             if room <= 0:
                 await self._news.wait()
+            elif await self._is_full():
+                self._woken = False  # nothing is claimed before some of the dead are gone
+                await self._nap(self.ledger.limits.sweep)
             elif not await self._claim(room) and not self._stopped:
                 await self._rest()
 
@@ -238,11 +280,23 @@ class Claims:
         """Count one entry less in hand, and look again: its slot, and perhaps its lane, is free."""
         self._unsettled -= life == self.life
         self._pace.note()
+        self._died += isinstance(verdict, Dead)
         if isinstance(verdict, Again | Postponed):
             heapq.heappush(self._dues, self.ledger.runtime.clock.monotonic() + verdict.after)
         if self.recipient.ordered or not isinstance(verdict, Done):
             self._woken = True
         self._news.fire()
+
+    async def _is_full(self) -> bool:
+        """Tell whether the dead of this handler have reached their ceiling, so that it has to pause."""
+        ceiling = self.ledger.limits.dead
+        if self._died < ceiling:
+            return False
+        self._died = await self.ledger.dead(self.recipient.name, fresh=not self._paused)
+        if self._died >= ceiling and not self._paused:
+            log.error("%s pauses: %d dead, replay or discard some", self.recipient.name, self._died)
+        self._paused = self._died >= ceiling
+        return self._paused
 
     def _room(self) -> int:
         """Return how many entries may be claimed now: a free slot at once, a hoard only when half of it is gone."""
@@ -282,14 +336,19 @@ class Claims:
         while self._dues and self._dues[0] <= clock.monotonic():
             heapq.heappop(self._dues)
         ours = self._dues[0] - clock.monotonic() if self._dues else wait
-        wait = min(one for one in (wait, due, ours) if one > 0)
-        if not self._woken and not self._stopped:
-            self._resting = True
-            self.quiet()
-            with clock.move_on_after(wait):
-                while not self._woken and not self._stopped:
-                    await self._news.wait()
-            self._resting = False
+        missed, self._missed = due <= 0 and not self._missed, due <= 0
+        wait = SOON if missed else min(one for one in (wait, due, ours) if one > 0)
+        await self._nap(wait)
+
+    async def _nap(self, seconds: float) -> None:
+        if self._woken or self._stopped:
+            return
+        self._resting = True
+        self.quiet()
+        with self.ledger.runtime.clock.move_on_after(seconds):
+            while not self._woken and not self._stopped:
+                await self._news.wait()
+        self._resting = False
 
 
 class _Pace:

@@ -8,7 +8,7 @@ from eventbus.clock import Clock, Runtime
 from eventbus.context import Identity, Origin, draining
 from eventbus.envelope import Envelope, from_binary, from_structured
 from eventbus.errors import DecodeError, SettleError, UnknownMessageError
-from eventbus.fanout import cut_short, failure_in, isolated
+from eventbus.fanout import cancellings, cut_short, failure_in, isolated
 from eventbus.invoker import Claim, Invoker, Lapse
 from eventbus.limits import Limits
 from eventbus.registry import Registry
@@ -51,6 +51,10 @@ class Cut:
 Verdict = Done | Again | Dead | Postponed | Gone | Cut
 
 
+class _UnwantedError(Exception):
+    """Say that a handler no longer wants a message that was written for it; another deploy may."""
+
+
 class Consumer:
     """Attend to the deliveries of one handler."""
 
@@ -79,7 +83,7 @@ class Consumer:
                 attempt = max(attempt - 1, 1)  # the transport, which kept it until now, has counted that
         try:
             origin = self._origin(envelope)
-        except UnknownMessageError as error:
+        except (UnknownMessageError, _UnwantedError) as error:
             age = clock.now() - envelope.time.timestamp()
             return Postponed(UNKNOWN_AGAIN) if age < self._registry.wiring.limits.unknown else Dead(str(error))
         except DecodeError as error:
@@ -87,24 +91,25 @@ class Consumer:
         except Exception as error:
             log.exception("%s: decoding message %s failed", self.queue, envelope.id)
             return Dead(describe(error, self._registry.wiring.limits.error))
+        before = cancellings()
         try:
             await isolated(lambda: self._run(origin, attempt, claim))
         except Lapse as error:
             log.warning("%s: the commit failed, its lease decides: %s", self.queue, error.__cause__)
             return Gone()
         except BaseException as error:
-            return self._ended(error, attempt, claim)
+            return self._ended(error, attempt, claim, before)
         return Done()
 
     async def _run(self, origin: Origin, attempt: int, claim: Claim | None) -> Any:
         draining.set(self.queue)
         return await self._invoker.run(origin, attempt, claim)
 
-    def _ended(self, error: BaseException, attempt: int, claim: Claim | None) -> Verdict:
+    def _ended(self, error: BaseException, attempt: int, claim: Claim | None, before: int) -> Verdict:
         """Return what becomes of a message whose handler raised; a cancellation from outside goes on."""
         if claim is not None and isinstance(error, SettleError):
             return Gone()
-        if cut_short():
+        if cut_short(before):
             told = describe(error, 200)
             if not isinstance(error, (Exception, BaseExceptionGroup)):
                 raise error
@@ -131,6 +136,8 @@ class Consumer:
     def _origin(self, envelope: Envelope) -> Origin:
         registry = self._registry
         type_ = registry.type_of(envelope.name, envelope.version)
+        if not issubclass(type_, self._invoker.known.handler.types):
+            raise _UnwantedError(f"{self.queue} does not handle {envelope.name!r}: it did when this was published")
         message: object = registry.wiring.codec.decode(envelope.body, type_)
         identity = Identity(envelope.id, envelope.correlation, envelope.causation, envelope.time)
         return Origin(message, self.runtime, None, envelope.key, envelope.headers, identity)

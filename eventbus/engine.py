@@ -1,8 +1,9 @@
 """The parts of one bus, put together from its compiled wiring, and their lifetime."""
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -35,6 +36,7 @@ class Engine:
         self.state = "not started"
         self.live = Live()
         self.worker: Worker | None = None
+        self._staff: TaskGroup | None = None
         self.claims: dict[str, Claims] = {}
         """Recipient -> its subscription to the store, while the worker runs."""
         self.consumes = False
@@ -44,8 +46,8 @@ class Engine:
             name: Link(name, transport, runtime, registry.wiring.limits)
             for name, transport in registry.wiring.transports.items()
         }
-        self.entries = Entries(registry, self.links, self.wake)
-        around = Surroundings(bus, runtime, self._open, self.entries.flush, self._follow)
+        self.entries = Entries(registry, self.links, self.wake, self._spawn)
+        around = Surroundings(bus, runtime, self._open, self.entries.flush_open, self._follow)
         self.dispatch = Dispatch(registry, around, self._post, self._feed)
         self._home: tuple[EventLoopToken, int] | None = None
 
@@ -101,7 +103,7 @@ class Engine:
             if self.registry.wiring.store is not None:
                 await stack.enter_async_context(self.registry.wiring.store)
             async with anyio.create_task_group() as group:
-                staff = await group.start(self._employ, name="eventbus")
+                staff = self._staff = await group.start(self._employ, name="eventbus")
                 try:
                     for link in self._declared():
                         await staff.start(link.keep, name=f"eventbus {link.name}")
@@ -119,6 +121,11 @@ class Engine:
                         staff.cancel_scope.cancel()
         if failure is not None:
             raise failure
+
+    def _spawn(self, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if self._staff is None:
+            raise NotRunningError("committing a transaction", self.state)
+        self._staff.start_soon(action, name="eventbus commit")
 
     async def _employ(self, *, task_status: TaskStatus[TaskGroup]) -> None:
         """Hold the tasks of the bus, which a cancellation of its lifetime must not reach before they are drained."""

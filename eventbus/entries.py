@@ -1,12 +1,15 @@
 """Write messages where they are safe: in the open transaction, in the store, or on their transport."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
+
+import anyio
 
 from eventbus.dispatch import Posting
 from eventbus.envelope import Envelope, binary, check_key, structured
@@ -16,9 +19,12 @@ from eventbus.registry import MEMORY, STORE, Registry
 from eventbus.store import NewEntry, Recipient, Transaction, Unit
 from eventbus.transport import Capabilities, Wire
 
+log = logging.getLogger("eventbus")
+
 __all__ = ("Entries", "Opened", "outward", "wrap")
 
 Opened = tuple[Transaction[Any], Unit]
+Action = Callable[[], Awaitable[None]]
 
 
 def outward(source: str, transport: str) -> str:
@@ -26,86 +32,149 @@ def outward(source: str, transport: str) -> str:
     return f"{source}>{transport}"
 
 
+class Level:
+    """Hold what is published between a transaction's, or a savepoint's, beginning and its end."""
+
+    __slots__ = ("actions", "entries", "gate", "transaction", "unit")
+
+    def __init__(self, transaction: Transaction[Any], unit: Unit) -> None:
+        self.transaction = transaction
+        self.unit = unit
+        self.entries: list[NewEntry] = []
+        """What is to be written when it ends well."""
+        self.actions: list[Action] = []
+        """What is to be done once the whole transaction has committed."""
+        self.gate = anyio.Lock()
+        """Lets one savepoint in at a time: those of one connection can only be nested, never side by side."""
+
+
 class Entries:
     """Know the open transaction of every task, and write what is published in it when it closes."""
 
-    def __init__(self, registry: Registry, links: Mapping[str, Link], wake: Callable[[frozenset[str]], None]) -> None:
+    def __init__(
+        self, registry: Registry, links: Mapping[str, Link], wake: Callable[[frozenset[str]], None],
+        spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
+    ) -> None:  # fmt: skip
         self._registry = registry
         self._links = links
         self._store = registry.wiring.store
-        self._source = registry.owner
+        self._source = registry.wiring.name or "bus"
         self._wake = wake
-        self._open: ContextVar[Opened | None] = ContextVar("eventbus_transaction", default=None)
+        self._spawn = spawn
+        self._open: ContextVar[Level | None] = ContextVar("eventbus_transaction", default=None)
 
-    def current(self, operation: str) -> Transaction[Any] | None:
+    def current(self, operation: str) -> Level | None:
         """Return the open transaction of this task. Raises ``TransactionClosedError`` if it is over."""
-        opened = self._open.get()
-        if opened is None:
-            return None
-        if opened[0].closed:
+        level = self._open.get()
+        if level is not None and level.transaction.closed:
             raise TransactionClosedError(operation)
-        return opened[0]
+        return level
 
-    def after_commit(self, action: Callable[[], Awaitable[None]]) -> bool:
+    def after_commit(self, action: Action) -> bool:
         """Run ``action`` after the open transaction has committed; False if none is open."""
-        transaction = self.current("publishing")
-        if transaction is None:
+        level = self.current("publishing")
+        if level is None:
             return False
-        transaction.after.append(action)
+        level.actions.append(action)
         return True
 
     @asynccontextmanager
     async def transaction(self, session: object | None = None) -> AsyncGenerator[Opened]:
         """Open a transaction and commit it at the end, or join the open one by a savepoint."""
-        opened = self._open.get()
-        if opened is not None and not opened[0].closed and session is None:
-            async with self._savepoint(*opened):
+        outer = self._open.get()
+        if outer is not None and not outer.transaction.closed and session is None:
+            async with self._savepoint(outer) as opened:
                 yield opened
             return
         if self._store is None:
             raise RuntimeError("a transaction needs a store: EventBus(..., store='sqlite:///shop.db')")
-        async with self._store.begin(session) as unit:
-            transaction: Transaction[Any] = Transaction(unit)
-            token = self._open.set((transaction, unit))
+        opening = self._store.begin(session)
+        unit = await opening.__aenter__()
+        level = Level(Transaction(unit), unit)
+        token = self._open.set(level)
+        try:
+            yield level.transaction, unit
+            await self.flush(level)
+            level.transaction.closed = True
+        except BaseException as error:
+            level.transaction.closed = True
+            if not await opening.__aexit__(type(error), error, error.__traceback__):
+                raise
+            return
+        finally:
+            self._open.reset(token)
+        await self._commit(opening, level)
+
+    @asynccontextmanager
+    async def _savepoint(self, outer: Level) -> AsyncGenerator[Opened]:
+        async with outer.gate:
+            level = Level(outer.transaction, outer.unit)
+            async with outer.unit.savepoint():
+                token = self._open.set(level)
+                try:
+                    yield level.transaction, level.unit
+                finally:
+                    self._open.reset(token)
+            outer.entries += level.entries
+            outer.actions += level.actions
+
+    async def _commit(self, opening: AbstractAsyncContextManager[Unit], level: Level) -> None:
+        """Commit, and do what was to follow; that a caller is cancelled meanwhile does not part the two."""
+        if not level.actions:
+            await opening.__aexit__(None, None, None)
+            level.transaction.committed = True
+            self._wake(frozenset(level.transaction.touched))
+            return
+        over, failed = anyio.Event(), list[Exception]()
+
+        async def finish() -> None:
             try:
-                yield transaction, unit
-                await self.flush(transaction, unit)
+                await opening.__aexit__(None, None, None)
+                level.transaction.committed = True
+                self._wake(frozenset(level.transaction.touched))
+                failed.extend(await self._follow(level.actions))
+            except Exception as error:
+                failed.append(error)
             finally:
-                transaction.closed = True
-                self._open.reset(token)
-        transaction.committed = True
-        self._wake(frozenset(transaction.touched))
-        for action in transaction.after:
+                over.set()
+
+        self._spawn(finish)
+        await over.wait()
+        if failed:
+            raise failed[0]
+
+    async def _follow(self, actions: Sequence[Action]) -> list[Exception]:
+        """Do what was to follow a commit, all of it though some of it fails; return what failed."""
+        failed: list[Exception] = []
+        for action in actions:
             try:
                 await action()
             except Exception as error:
                 error.add_note("the transaction itself is committed; this was to follow it")
-                raise
+                log.warning("after a commit: %s", error)
+                failed.append(error)
+        return failed
 
-    @asynccontextmanager
-    async def _savepoint(self, transaction: Transaction[Any], unit: Unit) -> AsyncGenerator[None]:
-        written, actions = len(transaction.pending), len(transaction.after)
-        try:
-            async with unit.savepoint():
-                yield
-        except BaseException:
-            del transaction.pending[written:], transaction.after[actions:]
-            raise
+    async def flush_open(self) -> None:
+        """Write what was published in the open transaction so far."""
+        level = self._open.get()
+        if level is not None:
+            await self.flush(level)
 
-    async def flush(self, transaction: Transaction[Any], unit: Unit) -> None:
-        """Write what was published in a transaction so far."""
-        if transaction.pending:
-            entries, transaction.pending = transaction.pending, []
-            transaction.touched |= await unit.add(entries)
+    async def flush(self, level: Level) -> None:
+        """Write what was published at a level so far, also what comes while this writes."""
+        while level.entries:
+            entries, level.entries = level.entries, []
+            level.transaction.touched |= await level.unit.add(entries)
 
     async def post(self, postings: Sequence[Posting], atomic: bool) -> None:
         """Make routed messages safe: in the open transaction if there is one, at once otherwise."""
-        transaction = self.current("publishing")
+        level = self.current("publishing")
         entries: list[NewEntry] = []
-        actions: list[Callable[[], Awaitable[None]]] = []
+        actions: list[Action] = []
         for posting in postings:
             kept = [one for one in posting.subject.targets if one == STORE or (one != MEMORY and self._store)]
-            if kept and transaction is None and atomic:
+            if kept and level is None and atomic:
                 raise NoTransactionError(posting.subject.spec.name, kept[0])
             envelope = self._envelope(posting)
             if kept:
@@ -114,9 +183,9 @@ class Entries:
                 heard = target != MEMORY or (posting.subject.source == MEMORY and posting.subject.routed)
                 if target not in kept and heard:
                     actions.append(partial(self._publish, target, envelope, posting.delay))
-        if transaction is not None:
-            transaction.pending.extend(entries)
-            transaction.after.extend(actions)
+        if level is not None:
+            level.entries += entries
+            level.actions += actions
             return
         if entries and self._store is not None:
             self._wake(await self._store.add(entries))

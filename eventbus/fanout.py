@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import anyio
 
-__all__ = ("cut_short", "failure_in", "fan_out", "isolated")
+__all__ = ("cancellings", "cut_short", "failure_in", "fan_out", "isolated")
 
 T = TypeVar("T")
 
@@ -43,18 +43,27 @@ async def fan_out(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[BaseExc
     return errors
 
 
-def cut_short() -> bool:
-    """Tell whether this task is being cancelled from outside: by a scope around it, or asyncio's own way."""
+def cancellings() -> int:
+    """Return how often somebody has asked asyncio to cancel this task and not taken it back."""
+    try:
+        task = current_task()
+    except RuntimeError:  # not asyncio
+        return 0
+    return 0 if task is None else task.cancelling()
+
+
+def cut_short(before: int = 0) -> bool:
+    """Tell whether this task is being cancelled from outside: by a scope around it, or asyncio's own way.
+
+    Args:
+        before: what ``cancellings`` said when the call in question began; older requests were swallowed by somebody.
+    """
     try:
         if anyio.current_effective_deadline() == float("-inf"):
             return True
     except RuntimeError:  # no event loop any more: the coroutine is being closed
         return True
-    try:
-        task = current_task()
-    except RuntimeError:  # not asyncio
-        return False
-    return task is not None and task.cancelling() > 0
+    return cancellings() > before
 
 
 def failure_in(error: BaseException) -> Exception | None:

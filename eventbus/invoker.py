@@ -34,7 +34,7 @@ class Claim(Protocol):
         """Take the row lock of the entry; False if the lease is lost."""
         ...
 
-    async def settle(self, unit: Unit) -> bool:
+    async def settle(self, unit: Unit, transaction: Transaction[Any]) -> bool:
         """Write "done" in the transaction; False if the lease is lost."""
         ...
 
@@ -47,7 +47,7 @@ class Surroundings:
     runtime: Runtime
     transaction: Callable[[], AbstractAsyncContextManager[tuple[Transaction[Any], Unit]]]
     """Opens a transaction, or joins the open one by a savepoint."""
-    flush: Callable[[Transaction[Any], Unit], Awaitable[None]]
+    flush: Callable[[], Awaitable[None]]
     """Writes what was published in a transaction so far."""
     follow: Callable[[Iterable[object]], Awaitable[None]]
     """Publishes what a handler returned."""
@@ -146,8 +146,8 @@ def _in_transaction(
                     raise SettleError("the lease was lost before the handler started")
                 result, frame = await handle(ctx, transaction)
                 if claim is not None:
-                    await around.flush(transaction, unit)
-                    if not await claim.settle(unit):
+                    await around.flush()
+                    if not await claim.settle(unit, transaction):
                         raise SettleError("the lease was lost while the handler ran")
                     settled = transaction
         except BaseException as error:

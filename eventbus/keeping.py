@@ -11,6 +11,8 @@ __all__ = ("StoreKeeper",)
 
 log = logging.getLogger("eventbus")
 
+ROUNDS = 100
+"""Batches that one round of sweeping prunes at most."""
 ANNOUNCE = 3600.0
 """Seconds between two announcements of our handlers."""
 
@@ -38,6 +40,14 @@ class StoreKeeper:
         ]
         await self._ledger.store.announce(interests, aliases=aliases)
 
+    async def _sweep(self) -> None:
+        """Sweep batch after batch, so that a busy store is pruned as fast as it fills, within a round's bound."""
+        limits = self._ledger.limits
+        for _ in range(ROUNDS):
+            swept = await self._ledger.store.sweep(retention=limits.retention, lease=limits.lease, batch=limits.batch)
+            if swept < limits.batch:
+                return
+
     async def keep(self) -> None:
         """Sweep and announce, until cancelled; a store in trouble is tried again at the next round."""
         clock, limits = self._ledger.runtime.clock, self._ledger.limits
@@ -45,7 +55,7 @@ class StoreKeeper:
         while True:
             await clock.sleep(limits.sweep)
             try:
-                await self._ledger.store.sweep(retention=limits.retention, lease=limits.lease, batch=limits.batch)
+                await self._sweep()
                 if clock.monotonic() - announced >= ANNOUNCE:
                     await self.announce()
                     announced = clock.monotonic()

@@ -6,7 +6,7 @@ was given, and hits no row once somebody else has claimed. Times are seconds her
 store's own clock inside.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -286,14 +286,12 @@ class Transaction(Generic[S]):
     are committed together by whoever opened the transaction.
     """
 
-    __slots__ = ("_unit", "after", "closed", "committed", "pending", "touched")
+    __slots__ = ("_unit", "closed", "committed", "touched")
 
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
         self.closed = False
         self.committed = False
-        self.pending: list[NewEntry] = []
-        self.after: list[Callable[[], Awaitable[None]]] = []
         self.touched: set[str] = set()
 
     @property

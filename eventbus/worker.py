@@ -256,14 +256,25 @@ class Channel:
         while True:
             delivery = None if self._resting else self._lanes.take()
             if delivery is None:
-                event = anyio.Event()
-                self._idle.append(event)
-                await event.wait()
+                await self._news()
                 continue
             await self._handle(delivery, slots)
             turn += 1
             if turn % FAIR == 0:
                 await checkpoint()
+
+    async def _news(self) -> None:
+        """Wait to be woken; a slot that is cancelled meanwhile takes no wake-up with it."""
+        event = anyio.Event()
+        self._idle.append(event)
+        try:
+            await event.wait()
+        except BaseException:
+            if event.is_set():
+                self._wake(1)
+            else:
+                self._idle.remove(event)
+            raise
 
     async def _handle(self, delivery: Delivery, slots: TaskGroup) -> None:
         lanes, over = self._lanes, False
@@ -328,8 +339,12 @@ class Channel:
     async def _extend(self, every: float) -> None:
         while True:
             await self._clock.sleep(every)
-            for delivery in [*self.running, *self._lanes]:
-                try:
-                    await delivery.extend()
-                except Exception as error:
-                    log.warning("%s: the lease of message %s is lost: %s", self.source.name, delivery.wire.id, error)
+            async with anyio.create_task_group() as group:
+                for delivery in [*self.running, *self._lanes]:
+                    group.start_soon(self._extend_one, delivery)
+
+    async def _extend_one(self, delivery: Delivery) -> None:
+        try:
+            await delivery.extend()
+        except Exception as error:
+            log.warning("%s: the lease of message %s is lost: %s", self.source.name, delivery.wire.id, error)

@@ -25,9 +25,11 @@ from eventbus import (
     Receipt,
     Reject,
     RetryLater,
+    Transaction,
     message,
 )
 from eventbus.middleware import CallNext
+from eventbus.stores.memory import MemoryStore
 from eventbus.testing.harness import harness
 
 
@@ -298,6 +300,32 @@ async def test_failures_arrive_together_in_registration_order() -> None:
     assert ["in handler m.fails_late of d.placed"] == wrong[0].__notes__
     assert ["in handler m.fails_early of d.placed"] == wrong[1].__notes__
     assert ["works"] == done
+
+
+async def test_failures_of_transaction_handlers_keep_their_places() -> None:
+    """Handlers with a transaction run one after another, and their failures still stand in registration order."""
+    module = Module("m")
+
+    @module.on(Placed)
+    async def first(event: Placed) -> None:
+        raise ValueError("1")
+
+    @module.on(Placed)
+    async def second(event: Placed, tx: Transaction[Any]) -> None:
+        raise ValueError("2")
+
+    @module.on(Placed)
+    async def third(event: Placed) -> None:
+        raise ValueError("3")
+
+    @module.on(Placed)
+    async def fourth(event: Placed, tx: Transaction[Any]) -> None:
+        raise ValueError("4")
+
+    async with harness(EventBus(module, store=MemoryStore(), name="shop")) as t:
+        with pytest.raises(ExceptionGroup) as caught:
+            await t.publish(Placed())
+    assert ["1", "2", "3", "4"] == [str(error) for error in caught.value.exceptions]
 
 
 async def test_one_error_raised_again_and_again_gathers_one_note() -> None:
@@ -608,7 +636,7 @@ async def test_correlation_follows_inline_from_a_plain_handler() -> None:
     module, seen = Module("m"), list[Context]()
 
     @module.handles(Later)
-    async def plain(cmd: Later, bus: EventBus) -> None:
+    async def plain(cmd: Later) -> None:
         await bus.publish(Placed())
 
     @module.on(Placed)
@@ -623,7 +651,8 @@ async def test_correlation_follows_inline_from_a_plain_handler() -> None:
     async def looks_too(event: Shipped, ctx: Context) -> None:
         seen.append(ctx)
 
-    await EventBus(module).send(Later())
+    bus = EventBus(module)
+    await bus.send(Later())
     placed, shipped = sorted(seen, key=lambda ctx: ctx.name)
     assert placed.causation_id == placed.correlation_id == shipped.correlation_id
     assert placed.causation_id is not None

@@ -232,6 +232,7 @@ class Broken(MemoryStore):
         self.place = place
 
     async def __aenter__(self) -> Self:
+        await checkpoint()
         if self.place == "open":
             raise StoreError("no disk")
         await super().__aenter__()
@@ -274,7 +275,7 @@ async def test_bus_runs_once_at_a_time() -> None:
 
 async def test_two_starts_at_once() -> None:
     """Of two tasks that start the bus in the same moment one is refused."""
-    shop = Shop(routes={Paid: "store"}, store=MemoryStore())
+    shop = Shop(routes={Paid: "store"}, store=Broken("nowhere"))
     outcome = list[str]()
 
     async def start() -> None:

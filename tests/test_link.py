@@ -351,6 +351,36 @@ async def test_errors_of_an_earlier_life_do_not_end_the_next() -> None:
         assert bench.link.is_up
 
 
+async def test_subscribing_that_fails_late_does_not_end_the_next_life() -> None:
+    """A subscription that was declaring when the link broke, and fails when it is mended, ends nobody's link."""
+    transport, gate, gated = Flaky(), anyio.Event(), [True]
+
+    async def waits_once() -> None:
+        if gated:
+            gated.clear()
+            await gate.wait()
+            raise Lost("too late")
+
+    async def subscribe() -> None:
+        with pytest.raises(Lost):
+            async with bench.link.subscribe("t", group="g", prefetch=1, lease=1.0, ordered=False):
+                pass
+
+    async with anyio.create_task_group() as group, Bench(transport).kept() as bench:
+        transport.hooks["declare"] = waits_once
+        group.start_soon(subscribe)
+        await turns()
+        transport.trouble = {"publish": lambda _: Lost("cut"), "declare": at(transport.calls["declare"] + 1)}
+        with pytest.raises(PublishError):
+            await bench.link.publish("t", [WIRE])
+        await turns()
+        await bench.next()
+        assert (True, 2) == (bench.link.is_up, transport.calls["open"])
+        gate.set()
+        await turns()
+        assert bench.link.is_up
+
+
 def test_link_serves_one_event_loop_after_another() -> None:
     """A link that was kept in one event loop can be kept in another, also of another kind."""
     transport = Flaky()

@@ -22,6 +22,12 @@ class Paid(Event, name="s.paid", key="account"):
     account: str = "a"
 
 
+class Refunded(Event, name="s.refunded"):
+    """State that something was paid back."""
+
+    number: int
+
+
 class PaidNewer(Event, name="s.paid", version=2):
     """Be the same event in the version of a later deploy."""
 
@@ -365,3 +371,66 @@ async def test_a_broker_in_front_of_a_store_is_ingested_and_fed_through_it(tmp_p
         assert list(range(5)) == seen
     names = rows(tmp_path / "s.db", "SELECT DISTINCT recipient FROM eventbus_entry ORDER BY recipient")
     assert [("svc/m.book",), ("svc>events",)] == names
+
+
+async def test_a_handler_is_not_given_what_it_no_longer_wants(tmp_path: Path) -> None:
+    """An entry written for a type that the handler has left waits for another deploy and is not handled."""
+    path, seen = tmp_path / "s.db", list[object]()
+    before, after = Module("m"), Module("m", messages=[Refunded])
+
+    @before.on(Paid, Refunded)
+    async def book(event: Paid | Refunded) -> None: ...
+
+    @after.on(Paid, name="book")
+    async def book_less(event: Paid) -> None:
+        seen.append(event)
+
+    async with make(path, before).running(consume=False) as bus:
+        await publish(bus, Paid(number=1), Refunded(number=2))
+    async with harness(make(path, after)) as t:
+        await t.settled()
+        assert [] == t.dead
+        await t.advance(86_500)
+        assert ["does not handle 's.refunded'" in one.error for one in t.dead] == [True]
+    assert [Paid(number=1)] == seen
+
+
+async def test_an_endless_delay_harms_nobody(tmp_path: Path) -> None:
+    """A handler that asks for its message in an aeon delays that message only."""
+    module, seen = Module("m"), list[int]()
+    bus = make(tmp_path / "s.db", module)
+
+    @module.on(Paid)
+    async def book(event: Paid) -> None:
+        if event.number == 1:
+            raise RetryLater(1e17)
+        seen.append(event.number)
+
+    async with harness(bus) as t:
+        await publish(bus, Paid(number=1), Paid(number=2))
+        await t.settled()
+        assert [2] == seen
+        assert [] == t.dead
+
+
+async def test_a_handler_with_too_many_dead_pauses_until_some_are_gone(tmp_path: Path) -> None:
+    """At the ceiling of its dead a handler claims nothing more, and drops nothing."""
+    module, healed = Module("m"), False
+    bus = make(tmp_path / "s.db", module, limits=Limits(dead=3))
+
+    @module.on(Paid, concurrency=1, retry=Retry(attempts=1))
+    async def book(event: Paid) -> None:
+        if not healed:
+            raise Reject("no")
+
+    async with harness(bus) as t:
+        await publish(bus, *[Paid(number=number) for number in range(10)])
+        await t.settled()
+        assert 3 <= len(t.dead) <= 4
+        await t.advance(60)
+        assert 3 <= len(t.dead) <= 4
+        healed = True
+        await bus.dead.replay(handler="m.book")
+        await t.advance(60)
+        assert [] == t.dead
+    assert [(1, 10)] == rows(tmp_path / "s.db", "SELECT state, count(*) FROM eventbus_entry GROUP BY state")

@@ -493,3 +493,135 @@ async def test_failing_commit_is_a_failing_request(shop: Shop, tmp_path: Path) -
         await t.settled()
         assert [] == t.published(Placed)
     assert [] == shop.seen
+
+
+async def test_savepoints_side_by_side_take_turns(tmp_path: Path) -> None:
+    """Of two handlers in one transaction at once, the one that fails takes nothing of the other with it."""
+    shop = Shop(tmp_path / "shop.db")
+    first_in = anyio.Event()
+
+    @shop.module.handles(Place)
+    async def place(cmd: Place, tx: Tx, bus: EventBus) -> int:
+        await insert(tx, cmd.number)
+        await bus.publish(Placed(number=cmd.number))
+        first_in.set()
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        if cmd.number == 13:
+            raise ValueError("unlucky")
+        return cmd.number
+
+    @shop.module.on(Placed)
+    async def note(event: Placed) -> None:
+        shop.seen.append(event.number)
+
+    async def fail(t: Harness) -> None:
+        with pytest.raises(ValueError, match="unlucky"):
+            await t.send(Place(number=13))
+
+    async with harness(shop.bus) as t:
+        async with shop.bus.transaction() as tx:
+            await tx.session.execute("CREATE TABLE orders (number INTEGER)")
+            async with anyio.create_task_group() as group:
+                group.start_soon(fail, t)
+                await first_in.wait()
+                assert 7 == await t.send(Place(number=7))
+        await t.settled()
+        assert [7] == await shop.numbers(t)
+        assert [Placed(number=7)] == t.published(Placed)
+    assert [7] == shop.seen
+
+
+async def test_a_failing_inline_handler_takes_nothing_of_its_siblings(tmp_path: Path) -> None:
+    """What a sibling published while a handler's savepoint was open stays when that savepoint is rolled back."""
+    shop = Shop(tmp_path / "shop.db")
+    inside, published = anyio.Event(), anyio.Event()
+
+    @shop.module.on(Noted, name="fails")
+    async def fails(event: Noted, tx: Tx) -> None:
+        await insert(tx, event.number)
+        inside.set()
+        await published.wait()
+        raise ValueError("no")
+
+    @shop.module.on(Noted, name="publishes")
+    async def publishes(event: Noted, bus: EventBus) -> None:
+        await inside.wait()
+        await bus.publish(Placed(number=event.number))
+        published.set()
+
+    @shop.module.on(Placed)
+    async def note(event: Placed) -> None:
+        shop.seen.append(event.number)
+
+    async with harness(shop.bus) as t:
+        async with shop.bus.transaction() as tx:
+            await tx.session.execute("CREATE TABLE orders (number INTEGER)")
+            with pytest.raises(ExceptionGroup):
+                await shop.bus.publish(Noted(number=1))
+        await t.settled()
+        assert [] == await shop.numbers(t)
+    assert [1] == shop.seen
+
+
+class SlowCommit(SQLiteStore):
+    """Tell when a commit begins, and wait before it ends."""
+
+    committing: anyio.Event
+    go_on: anyio.Event
+
+    @asynccontextmanager
+    async def begin(self, session: object | None = None) -> AsyncIterator[Any]:
+        """Open a transaction whose commit can be held."""
+        async with super().begin(session) as unit:
+            yield unit
+            self.committing.set()
+            await self.go_on.wait()
+
+
+async def test_what_follows_a_commit_follows_though_the_caller_is_cancelled(shop: Shop, tmp_path: Path) -> None:
+    """A caller cancelled while its transaction commits does not part the commit from what was to follow it."""
+    store = SlowCommit(tmp_path / "slow.db")
+    store.committing, store.go_on = anyio.Event(), anyio.Event()
+    handled = anyio.Event()
+    module = Module("m")
+    bus = EventBus(module, name="test", store=store, routes={"t.noted": "memory"})
+
+    @module.on(Noted)
+    async def noted(event: Noted) -> None:
+        handled.set()
+
+    async def publish() -> None:
+        async with bus.transaction() as tx:
+            await tx.session.execute("CREATE TABLE orders (number INTEGER)")
+            await bus.publish(Noted(number=1))
+
+    async with bus.running():
+        async with anyio.create_task_group() as group:
+            group.start_soon(publish)
+            await store.committing.wait()
+            group.cancel_scope.cancel()
+        store.go_on.set()
+        with anyio.fail_after(20):
+            await handled.wait()
+        async with bus.transaction() as tx:
+            assert [] == await tx.session.fetchall("SELECT number FROM orders")
+
+
+async def test_what_follows_a_commit_is_all_done_though_some_of_it_fails(shop: Shop) -> None:
+    """Of two streams of work after a commit, the one that fails does not stop the other."""
+    done: list[str] = []
+
+    async def fails() -> None:
+        raise ValueError("no")
+
+    async def works() -> None:
+        done.append("done")
+
+    async with shop.bus.running():
+        with pytest.raises(ValueError, match="no") as caught:
+            async with shop.bus.transaction():
+                shop.bus.engine.entries.after_commit(fails)
+                shop.bus.engine.entries.after_commit(works)
+    assert ["done"] == done
+    assert any("committed" in note for note in caught.value.__notes__)

@@ -543,6 +543,7 @@ async def test_drain_hands_back_what_arrives_after_the_stop() -> None:
     office.transport.late = [Wire("l1", b"{}"), Wire("l2", b"{}")]
     async with office.open():
         await office.publish("m0")
+        office.transport.hooks["receive"] = turns
         await office.ended(within=0)
     assert ["m0"] == office.ids
     assert ["l1", "l2"] == sorted(office.transport.settled("retry"))
@@ -627,6 +628,23 @@ async def test_drain_that_finds_the_link_broken(caplog: pytest.LogCaptureFixture
         assert "lost while stopping" in caplog.text
         assert ["a1"] == office.ids
         assert office.channel.lease_lost == 2
+
+
+async def test_link_that_breaks_while_draining_is_not_mended() -> None:
+    """What is lost while it stops stays lost: nothing is taken in again, and nothing is waited for."""
+    for hanging in (False, True):
+        office = Office(slots=1)
+        if hanging:
+            office.script = {"a1": hangs()}
+
+        async def breaks(office: Office = office) -> None:
+            office.transport.lose()
+
+        office.transport.hooks["stop"] = breaks
+        async with office.open():
+            await office.publish("a1", "b1")
+            assert await office.ended(within=20) == (18 if hanging else 0)
+        assert office.transport.calls["subscribe"] == 1
 
 
 async def test_intake_that_does_not_stop_is_left_at_the_deadline() -> None:

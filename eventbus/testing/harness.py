@@ -19,7 +19,7 @@ from eventbus.errors import WiringError
 from eventbus.message import Command
 from eventbus.middleware import CallNext
 from eventbus.store import DeadEntry, Store, connect
-from eventbus.testing.clock import MOMENT, VirtualClock
+from eventbus.testing.clock import VirtualClock
 from eventbus.transport import Delivery
 from eventbus.transports.memory import MemoryTransport
 
@@ -126,7 +126,7 @@ class Harness:
             raise ValueError(f"advance() takes the seconds to move on, 0 or more, not {seconds!r}")
         target = self.clock.monotonic() + seconds
         await self._settle(moving=True)
-        while (due := self.clock.next_due()) is not None and due <= target + MOMENT:
+        while (due := self.clock.next_due()) is not None and due <= target:
             self.clock.jump(due)
             await self._settle(moving=True)
         self.clock.jump(target)
