@@ -83,11 +83,11 @@ class EventBus:
         limits = Limits() if limits is None else limits
         if not isinstance(limits, Limits):
             raise TypeError(f"limits= takes a Limits, not {limits!r}")
-        keeper = stores.connect(store) if isinstance(store, str) else store
+        keeper = stores.connect(store, limits) if isinstance(store, str) else store
         if keeper is not None and not isinstance(keeper, Store):
             raise TypeError(f"store= takes a URL or a Store, not {keeper!r}")
         runtime = Runtime()
-        opened = {label: _transport(label, where) for label, where in (transports or {}).items()}
+        opened = {label: _transport(label, where, limits) for label, where in (transports or {}).items()}
         opened[MEMORY] = load(carriers.SCHEMES[MEMORY])(limits=limits, clock=runtime.clock)
         self._overrides: MutableMapping[Callable[..., Any], Callable[..., Any]] = {}
         self._runtime = runtime
@@ -344,12 +344,12 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value.isprintable() and value.strip() == value != ""
 
 
-def _transport(label: str, where: Transport | str) -> Transport:
+def _transport(label: str, where: Transport | str, limits: Limits) -> Transport:
     if label in RESERVED:
         raise ValueError(f"transports: {label!r} is built in; call yours another name")
     if not _is_text(label):
         raise ValueError(f"transports: a name is printable text without blanks at its ends, not {label!r}")
-    transport = carriers.connect(where) if isinstance(where, str) else where
+    transport = carriers.connect(where, limits) if isinstance(where, str) else where
     if not isinstance(transport, Transport):
         raise TypeError(f"transports: {label!r} takes a URL or a Transport, not {transport!r}")
     return transport

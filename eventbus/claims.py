@@ -226,8 +226,8 @@ class Claims:
         self._dues: list[float] = []
         self._missed = False
         self._paused = False
-        self._died = ledger.limits.dead
-        """How many are dead here; counted anew when it looks like the ceiling, and at first it does."""
+        self._died = 0
+        """How many are dead here: 0 before the first death of this life, then counted, anew at the ceiling."""
         self._pace = _Pace(ledger.runtime)
 
     @asynccontextmanager
@@ -280,7 +280,8 @@ class Claims:
         """Count one entry less in hand, and look again: its slot, and perhaps its lane, is free."""
         self._unsettled -= life == self.life
         self._pace.note()
-        self._died += isinstance(verdict, Dead)
+        if isinstance(verdict, Dead):
+            self._died = self._died + 1 if self._died else self.ledger.limits.dead
         if isinstance(verdict, Again | Postponed):
             heapq.heappush(self._dues, self.ledger.runtime.clock.monotonic() + verdict.after)
         if self.recipient.ordered or not isinstance(verdict, Done):

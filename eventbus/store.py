@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from eventbus._extras import load
 from eventbus.clock import Clock
 from eventbus.errors import StoreError, StoreFullError, TransactionClosedError
+from eventbus.limits import Limits
 
 __all__ = (
     "Backlog",
@@ -303,11 +304,11 @@ class Transaction(Generic[S]):
         return session
 
 
-def connect(url: str) -> Store:
+def connect(url: str, limits: Limits | None = None) -> Store:
     """Return the store that a URL names, not opened yet.
 
-    The scheme chooses the adapter, ours first, then the entry-point group ``eventbus.stores``. Raises
-    ``ValueError`` for a scheme that nobody offers.
+    The scheme chooses the adapter, ours first, then the entry-point group ``eventbus.stores``; it is built by
+    ``from_url(url, limits=limits)``. Raises ``ValueError`` for a scheme that nobody offers.
 
     >>> connect("memory://").shared
     False
@@ -315,11 +316,11 @@ def connect(url: str) -> Store:
     scheme = urlsplit(url).scheme.partition("+")[0]
     target = SCHEMES.get(scheme)
     if target is not None:
-        store: Store = load(target).from_url(url)
+        store: Store = load(target).from_url(url, limits=limits or Limits())
         return store
     offered = {point.name: point for point in entry_points(group=GROUP)}
     if scheme in offered:
-        found: Store = offered[scheme].load().from_url(url)
+        found: Store = offered[scheme].load().from_url(url, limits=limits or Limits())
         return found
     known = ", ".join(f"{name}://" for name in sorted({*SCHEMES, *offered}))
     raise ValueError(f"no store for {scheme or 'a text without scheme'}://: known are {known}")

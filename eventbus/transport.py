@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from eventbus._extras import load
 from eventbus.context import EMPTY
 from eventbus.errors import Lost, PublishError, Refused, SettleError, TransportError
+from eventbus.limits import Limits
 
 __all__ = (
     "Capabilities",
@@ -159,10 +160,11 @@ class Transport(Protocol):
         ...
 
 
-def connect(url: str) -> Transport:
+def connect(url: str, limits: Limits | None = None) -> Transport:
     """Return the transport that a URL names, not opened yet.
 
-    The scheme chooses the adapter, ours first, then the entry-point group ``eventbus.transports``.
+    The scheme chooses the adapter, ours first, then the entry-point group ``eventbus.transports``; it is built by
+    ``from_url(url, limits=limits)``.
     Raises ``ValueError`` for a scheme that nobody offers and ``MissingExtraError`` with the install line for one
     whose library is not installed.
 
@@ -172,11 +174,11 @@ def connect(url: str) -> Transport:
     scheme = urlsplit(url).scheme
     target = SCHEMES.get(scheme)
     if target is not None:
-        transport: Transport = load(target).from_url(url)
+        transport: Transport = load(target).from_url(url, limits=limits or Limits())
         return transport
     offered = {point.name: point for point in entry_points(group=GROUP)}
     if scheme in offered:
-        found: Transport = offered[scheme].load().from_url(url)
+        found: Transport = offered[scheme].load().from_url(url, limits=limits or Limits())
         return found
     known = ", ".join(f"{name}://" for name in sorted({*SCHEMES, *offered}))
     raise ValueError(f"no transport for {scheme or 'a text without scheme'}://: known are {known}")

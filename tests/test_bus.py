@@ -345,7 +345,7 @@ def test_wiring_is_frozen() -> None:
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transport whose library is missing is refused with the line that installs it."""
 
-    def missing(url: str) -> Any:
+    def missing(url: str, limits: Limits) -> Any:
         raise MissingExtraError("eventbus.transports.redis", "redis")
 
     monkeypatch.setattr("eventbus.transport.connect", missing)

@@ -123,11 +123,11 @@ class MemoryStore:
         self._seen: dict[str, int] = {}
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
+    def from_url(cls, url: str, *, limits: Limits = DEFAULTS) -> Self:
         """Return the store of ``memory://``. Raises ``ValueError`` for anything behind it."""
         if urlsplit(url)[1:] != ("", "", "", ""):
             raise ValueError(f"memory:// takes nothing behind it, not {url!r}")
-        return cls()
+        return cls(limits=limits)
 
     def bind(self, clock: Clock | None) -> None:
         """Take times from ``clock`` instead of this machine; None goes back."""

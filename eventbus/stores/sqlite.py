@@ -80,7 +80,7 @@ class SQLiteStore:
         self._lines: tuple[Line, Line] | None = None
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
+    def from_url(cls, url: str, *, limits: Limits = DEFAULTS) -> Self:
         """Return the store of ``sqlite:///relative.db`` or ``sqlite:////absolute.db``, ``?synchronous=normal``.
 
         Raises ``ValueError`` for anything else.
@@ -93,7 +93,7 @@ class SQLiteStore:
         if unknown:
             raise ValueError(f"sqlite:// takes the option synchronous, not {', '.join(unknown)}")
         synchronous: Any = options.get("synchronous", "full")
-        return cls(unquote(parts.path[1:]), synchronous=synchronous)
+        return cls(unquote(parts.path[1:]), synchronous=synchronous, limits=limits)
 
     @property
     def shared(self) -> bool:

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
@@ -39,6 +40,9 @@ def queue_id(topic: str, group: str) -> str:
     return f"{topic}@{group}"
 
 
+DEFAULTS = Limits()
+
+
 class MemoryTransport:
     """Carry wires between the tasks of one process.
 
@@ -63,14 +67,14 @@ class MemoryTransport:
         )  # fmt: skip
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
+    def from_url(cls, url: str, *, limits: Limits = DEFAULTS) -> Self:
         """Return the transport of ``memory://?queue=1000``. Raises ``ValueError`` for what it does not know."""
         parts = urlsplit(url)
         pairs = parse_qsl(parts.query, keep_blank_values=True)
         known = all(name in OPTIONS and value.isdecimal() for name, value in pairs) and len(dict(pairs)) == len(pairs)
         if not known or parts.netloc or parts.path or parts.fragment:
             raise ValueError(f"memory:// takes whole numbers for {', '.join(OPTIONS)}, each once, and nothing else")
-        return cls(limits=Limits(**{name: int(value) for name, value in pairs}))
+        return cls(limits=replace(limits, **{name: int(value) for name, value in pairs}))
 
     async def __aenter__(self) -> Self:
         """Open, with what the last opening left; the task that opens it also closes it."""
