@@ -192,8 +192,10 @@ class ClaimedDelivery:
             case Dead(reason=reason):
                 blocks = self._claims.blocks and self.entry.lane is not None
                 return Settlement(seq, claims, "dead", error=reason, blocks=blocks)
-            case _:
+            case Done():
                 return Settlement(seq, claims, "done")
+            case _:
+                raise TypeError(f"{verdict!r} is nothing that a store could keep")
 
 
 class Claims:
