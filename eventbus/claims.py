@@ -274,9 +274,16 @@ class Claims:
         self._news.fire()
         while self._claiming:
             await self._news.wait()
-        for delivery in [*self._buffer]:
-            await delivery.retry(0.0)
-        self._buffer.clear()
+        await self._return()
+
+    async def _return(self) -> None:
+        """Hand back what was claimed and not received; what is somebody else's by now keeps nothing else."""
+        while self._buffer:
+            delivery = self._buffer.popleft()
+            try:
+                await delivery.retry(0.0)
+            except SettleError as error:
+                log.warning("%s: %s", self.recipient.name, error)
 
     def settled(self, life: int, verdict: Verdict) -> None:
         """Count one entry less in hand, and look again: its slot, and perhaps its lane, is free."""
@@ -325,9 +332,7 @@ class Claims:
         self._unsettled += len(claimed.entries)
         self._buffer.extend(ClaimedDelivery(self, entry) for entry in claimed.entries)
         if self._stopped:
-            for delivery in [*self._buffer]:
-                await delivery.retry(0.0)
-            self._buffer.clear()
+            await self._return()
         return bool(claimed.entries) or more
 
     async def _rest(self) -> None:
