@@ -9,7 +9,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.lowlevel import EventLoopToken, current_token
 
-from eventbus.claims import Claims, Ledger
+from eventbus.claims import Claims
 from eventbus.clock import Runtime
 from eventbus.dead import Graveyard, Named
 from eventbus.dispatch import Dispatch, Posting
@@ -17,6 +17,7 @@ from eventbus.entries import Entries, Opened
 from eventbus.errors import NotRunningError, WiringError, WrongLoopError
 from eventbus.invoker import Surroundings
 from eventbus.keeping import StoreKeeper
+from eventbus.ledger import Ledger
 from eventbus.limits import Limits
 from eventbus.link import Link
 from eventbus.live import Live

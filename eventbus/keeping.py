@@ -2,8 +2,8 @@
 
 import logging
 
-from eventbus.claims import Ledger
 from eventbus.errors import StoreError
+from eventbus.ledger import Ledger
 from eventbus.registry import STORE, Registry
 from eventbus.store import Interest
 

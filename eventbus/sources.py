@@ -10,13 +10,14 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Protocol, runtime_checkable
 
-from eventbus.claims import ClaimedDelivery, Claims, Ledger
+from eventbus.claims import ClaimedDelivery, Claims
 from eventbus.clock import Runtime
 from eventbus.delivery import UNKNOWN_AGAIN, Consumer, Done, Postponed, Verdict, settle, unwrap
 from eventbus.entries import outward, wrap
 from eventbus.envelope import structured
 from eventbus.errors import DecodeError, Lost, PublishError, SettleError, StoreError
 from eventbus.invoker import Invoker
+from eventbus.ledger import Ledger
 from eventbus.link import Backoff, Link
 from eventbus.registry import MEMORY, STORE, Known, Registry, Subject
 from eventbus.retry import Dead, Retry, decide

@@ -29,7 +29,7 @@ ENGINE = (
         "fanout",
         "invoker",
     ),
-    *("dispatch", "entries", "dead", "delivery", "lanes", "claims", "worker", "keeping", "sources", "live"),
+    *("dispatch", "entries", "dead", "delivery", "lanes", "ledger", "claims", "worker", "keeping", "sources", "live"),
     *("catalog", "engine", "health"),
     *("config", "bus"),
 )
