@@ -81,8 +81,8 @@ class Keeper(Protocol):
         """Return every place that keeps dead entries."""
         ...
 
-    def wake(self, recipients: frozenset[str]) -> None:
-        """Let the worker look for what was replayed."""
+    def wake(self, recipients: frozenset[str] | None) -> None:
+        """Let the worker look for what was replayed for some recipients; None: for anybody."""
         ...
 
 
@@ -156,7 +156,10 @@ class DeadLetters:
         Raises ``ValueError`` when neither ids nor filters say which.
         """
         chosen = self._filter(self._some(ids, filters, "discard"), filters, None, None)
-        return sum([await place.discard(chosen) for place in self._keeper().graveyards()])
+        discarded = sum([await place.discard(chosen) for place in self._keeper().graveyards()])
+        if discarded:
+            self._keeper().wake(None)  # what stood behind them, or below their ceiling, may come now
+        return discarded
 
     def _some(self, ids: tuple[str, ...], filters: Chosen, verb: str) -> tuple[str, ...] | None:
         if not ids and not any(value is not None for value in filters.values()):

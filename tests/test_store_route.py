@@ -434,3 +434,23 @@ async def test_a_handler_with_too_many_dead_pauses_until_some_are_gone(tmp_path:
         await t.advance(60)
         assert [] == t.dead
     assert [(1, 10)] == rows(tmp_path / "s.db", "SELECT state, count(*) FROM eventbus_entry GROUP BY state")
+
+
+async def test_discarding_a_dead_head_lets_its_lane_go_on_at_once(tmp_path: Path) -> None:
+    """What stood behind a dead message that blocked its key comes as soon as an operator discards it."""
+    module, seen = Module("m"), list[int]()
+    bus = make(tmp_path / "s.db", module)
+
+    @module.on(Paid, ordered=True, on_dead="block")
+    async def book(event: Paid) -> None:
+        if event.number == 0:
+            raise Reject("never")
+        seen.append(event.number)
+
+    async with harness(bus) as t:
+        await publish(bus, Paid(number=0), Paid(number=1))
+        await t.settled()
+        assert 1 == len(t.dead)
+        assert 1 == await bus.dead.discard(handler="m.book")
+        await t.settled()
+        assert [1] == seen
