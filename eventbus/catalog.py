@@ -132,7 +132,7 @@ def _line(handler: HandlerFacts) -> str:
     if handler.ordered:
         facts.append("ordered")
     if handler.timeout is not None:
-        facts.append(f"timeout {handler.timeout:g} s")
+        facts.append(f"timeout {handler.timeout:.3g} s")
     if handler.concurrency is not None:
         facts.append(f"{handler.concurrency} at once")
     return f"{handler.name} [{', '.join(facts)}]"
