@@ -120,8 +120,6 @@ class Claims:
         """Whether its handler's transaction, and not a heartbeat, keeps the lease."""
         self.blocks = blocks
         """Whether a dead entry blocks its lane."""
-        self.claimed_at = ledger.runtime.clock.monotonic()
-        """When the store last answered a claim."""
         self.life = 0
         """Grows with every subscription; what an earlier life claimed is counted no more."""
         self.quiet: Callable[[], None] = lambda: None
@@ -236,7 +234,6 @@ class Claims:
         finally:
             self._claiming = False
             self._news.fire()
-        self.claimed_at = self.ledger.runtime.clock.monotonic()
         more = claimed.cursor != ""
         self._cursor = claimed.cursor
         self._unsettled += len(claimed.entries)

@@ -217,12 +217,13 @@ class Engine:
         if not (self.live.streams or self._watchers):
             return
 
-        async def feed() -> None:
-            self.live.feed(event)
-            for watch in self._watchers:
-                watch(event)
+        async def after_commit() -> None:
+            self._tell(event)
 
-        if not self.entries.after_commit(feed):
-            self.live.feed(event)
-            for watch in self._watchers:
-                watch(event)
+        if not self.entries.after_commit(after_commit):
+            self._tell(event)
+
+    def _tell(self, event: object) -> None:
+        self.live.feed(event)
+        for watch in self._watchers:
+            watch(event)

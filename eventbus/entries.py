@@ -58,7 +58,7 @@ class Entries:
         self._registry = registry
         self._links = links
         self._store = registry.wiring.store
-        self._source = registry.wiring.name or "bus"
+        self._source = registry.owner
         self._wake = wake
         self._spawn = spawn
         self._open: ContextVar[Level | None] = ContextVar("eventbus_transaction", default=None)
@@ -120,18 +120,20 @@ class Entries:
 
     async def _commit(self, opening: AbstractAsyncContextManager[Unit], level: Level) -> None:
         """Commit, and do what was to follow; that a caller is cancelled meanwhile does not part the two."""
-        if not level.actions:
+
+        async def commit() -> None:
             await opening.__aexit__(None, None, None)
             level.transaction.committed = True
             self._wake(frozenset(level.transaction.touched))
+
+        if not level.actions:
+            await commit()
             return
         over, failed = anyio.Event(), list[Exception]()
 
         async def finish() -> None:
             try:
-                await opening.__aexit__(None, None, None)
-                level.transaction.committed = True
-                self._wake(frozenset(level.transaction.touched))
+                await commit()
                 failed.extend(await self._follow(level.actions))
             except Exception as error:
                 failed.append(error)
