@@ -14,7 +14,7 @@ from eventbus.catalog import Explanation, explain
 from eventbus.clock import Runtime
 from eventbus.codec import JSONCodec
 from eventbus.dead import DeadLetters
-from eventbus.dispatch import Receipt
+from eventbus.dispatch import Publish, Receipt
 from eventbus.engine import Engine
 from eventbus.errors import WiringError
 from eventbus.health import Health, report
@@ -93,6 +93,7 @@ class EventBus:
         self._runtime = runtime
         self._engine: Engine | None = None
         self._sends: dict[type, Callable[[Any], Any]] = {}
+        self._publishes: dict[type, Publish] = {}
         self._wiring = Wiring(
             name=name,
             modules=tuple(modules),
@@ -222,8 +223,10 @@ class EventBus:
         >>> isinstance(run(EventBus().publish, Paid(order=7)), Receipt)
         True
         """
-        receipts = await self.engine.dispatch.publish([event], key, delay, headers, atomic)
-        return receipts[0]
+        publish = self._publishes.get(type(event))
+        if publish is None:
+            publish = self._publishes[type(event)] = self.engine.dispatch.publisher(type(event))
+        return await publish(event, key, delay, headers, atomic)
 
     async def publish_many(
         self,
@@ -324,17 +327,18 @@ class EventBus:
             raise WiringError(["overrides can be shared before the bus runs: call install(app, bus) earlier"])
         self._overrides = overrides
         self._wiring = replace(self._wiring, overrides=overrides)
-        self._engine, self._sends = None, {}
+        self._engine, self._sends, self._publishes = None, {}, {}
 
     @contextmanager
     def rewired(self, runtime: Runtime, **parts: Any) -> Generator[None]:
         """Run with other parts for a while (the test kit's door); everybody who holds the bus sees the change."""
-        before = self._wiring, self._runtime, self._engine, self._sends
-        self._wiring, self._runtime, self._engine, self._sends = replace(self._wiring, **parts), runtime, None, {}
+        before = self._wiring, self._runtime, self._engine, self._sends, self._publishes
+        self._wiring, self._runtime = replace(self._wiring, **parts), runtime
+        self._engine, self._sends, self._publishes = None, {}, {}
         try:
             yield
         finally:
-            self._wiring, self._runtime, self._engine, self._sends = before
+            self._wiring, self._runtime, self._engine, self._sends, self._publishes = before
 
     def __repr__(self) -> str:
         return f"EventBus(name={self.name!r}, modules={[module.name for module in self._wiring.modules]})"

@@ -9,9 +9,18 @@ from typing import Any, NamedTuple
 from eventbus.clock import Runtime
 from eventbus.message import spec_of
 
-__all__ = ("EMPTY", "Context", "Identity", "Origin", "current", "draining")
+__all__ = ("EMPTY", "Context", "Identity", "Origin", "Seed", "current", "draining", "follow", "origin_of", "seed_of")
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
+
+NESTED = 100
+"""Messages of which each was sent or published while the one before was handled, all in one call."""
+
+Seed = list[Any]
+"""``[message, origin or None, seed of the cause or None, how deep it is nested, runtime]``: what an origin grows from.
+
+One is made for every message, and most are never looked at: a list display is what Python makes quickest.
+"""
 
 
 class Identity(NamedTuple):
@@ -26,8 +35,8 @@ class Identity(NamedTuple):
 class Origin:
     """Carry one message and, once somebody looks, its identity.
 
-    The engine keeps the origin of what is being handled in ``current``; a message sent or published meanwhile has
-    it as its cause. The identity is made at the first look, because most messages are never looked at.
+    The engine keeps the seed of what is being handled in ``current``; a message sent or published meanwhile has it
+    as its cause. The origin and its identity are made at the first look.
     """
 
     __slots__ = ("_identity", "cause", "headers", "key", "message", "runtime")
@@ -61,6 +70,34 @@ class Origin:
         return identity
 
 
+def follow(message: object, cause: Seed, runtime: Runtime) -> Seed:
+    """Return the seed of a message that is sent while ``cause`` is handled.
+
+    Raises ``RecursionError`` for one of more than ``NESTED`` messages each handled inside the one before.
+    """
+    depth = cause[3] + 1
+    if depth >= NESTED:
+        raise RecursionError(
+            f"{spec_of(type(message)).name} would be number {depth + 1} of messages handled each inside "
+            "the one before: do their handlers send or publish in a circle? Give one of them a route"
+        )
+    return [message, None, cause, depth, runtime]
+
+
+def origin_of(seed: Seed) -> Origin:
+    """Return the origin that grows from a seed, the same at every look."""
+    origin: Origin | None = seed[1]
+    if origin is None:
+        cause: Seed | None = seed[2]
+        origin = seed[1] = Origin(seed[0], seed[4], None if cause is None else origin_of(cause))
+    return origin
+
+
+def seed_of(origin: Origin) -> Seed:
+    """Return the seed of an origin that is there already and was caused elsewhere."""
+    return [origin.message, origin, None, 0, origin.runtime]
+
+
 class Context:
     """Tell a handler, a dependency or a middleware what is being handled.
 
@@ -71,10 +108,10 @@ class Context:
     2
     """
 
-    __slots__ = ("_attempt", "_handler", "_origin")
+    __slots__ = ("_attempt", "_handler", "_seed")
 
-    def __init__(self, origin: Origin, handler: str, attempt: int = 1) -> None:
-        self._origin = origin
+    def __init__(self, seed: Seed, handler: str, attempt: int = 1) -> None:
+        self._seed = seed
         self._handler = handler
         self._attempt = attempt
 
@@ -84,12 +121,12 @@ class Context:
         headers: Mapping[str, str] = EMPTY,
     ) -> "Context":  # fmt: skip
         """Return a context for ``message`` as if it had just been sent."""
-        return cls(Origin(message, Runtime(), None, key, headers), handler, attempt)
+        return cls(seed_of(Origin(message, Runtime(), None, key, headers)), handler, attempt)
 
     @property
     def message(self) -> Any:
         """The message being handled."""
-        return self._origin.message
+        return self._seed[0]
 
     @property
     def handler(self) -> str:
@@ -104,51 +141,52 @@ class Context:
     @property
     def message_id(self) -> str:
         """The id of the message: the same at every attempt and for every handler."""
-        return self._origin.identity.id
+        return origin_of(self._seed).identity.id
 
     @property
     def correlation_id(self) -> str:
         """The id of the message that all this began with."""
-        return self._origin.identity.correlation
+        return origin_of(self._seed).identity.correlation
 
     @property
     def causation_id(self) -> str | None:
         """The id of the message whose handling sent this one, or None."""
-        return self._origin.identity.causation
+        return origin_of(self._seed).identity.causation
 
     @property
     def time(self) -> datetime:
         """When the message was sent or published (UTC)."""
-        return self._origin.identity.time
+        return origin_of(self._seed).identity.time
 
     @property
     def name(self) -> str:
         """The wire name of the message type."""
-        return spec_of(type(self._origin.message)).name
+        return spec_of(type(self._seed[0])).name
 
     @property
     def version(self) -> int:
         """The version of the message type."""
-        return spec_of(type(self._origin.message)).version
+        return spec_of(type(self._seed[0])).version
 
     @property
     def key(self) -> str | None:
         """The key whose order is kept, or None."""
-        if self._origin.key is not None:
-            return self._origin.key
-        return spec_of(type(self._origin.message)).key_of(self._origin.message)
+        given = origin_of(self._seed).key
+        if given is not None:
+            return given
+        return spec_of(type(self.message)).key_of(self.message)
 
     @property
     def headers(self) -> Mapping[str, str]:
         """What the publisher attached."""
-        return self._origin.headers
+        return origin_of(self._seed).headers
 
     def __repr__(self) -> str:
         return f"Context({self.name!r}, handler={self._handler!r}, attempt={self._attempt})"
 
 
-current: ContextVar[Origin | None] = ContextVar("eventbus_current", default=None)
-"""The message being handled by this task, the cause of what it sends."""
+current: ContextVar[Seed | None] = ContextVar("eventbus_current", default=None)
+"""The seed of the message being handled by this task, the cause of what it sends."""
 
 draining: ContextVar[str | None] = ContextVar("eventbus_draining", default=None)
 """The queue from which this task took what it handles; waiting for room in it would never end."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from eventbus.clock import Clock, Runtime
-from eventbus.context import Identity, Origin, draining
+from eventbus.context import Identity, Origin, Seed, draining, seed_of
 from eventbus.envelope import Envelope, from_binary, from_structured
 from eventbus.errors import DecodeError, SettleError, UnknownMessageError
 from eventbus.fanout import cancellings, cut_short, failure_in, isolated
@@ -82,7 +82,7 @@ class Consumer:
             if (envelope.due - envelope.time).total_seconds() <= self._longest:
                 attempt = max(attempt - 1, 1)  # the transport, which kept it until now, has counted that
         try:
-            origin = self._origin(envelope)
+            seed = self._seed(envelope)
         except (UnknownMessageError, _UnwantedError) as error:
             age = clock.now() - envelope.time.timestamp()
             return Postponed(UNKNOWN_AGAIN) if age < self._registry.wiring.limits.unknown else Dead(str(error))
@@ -93,7 +93,7 @@ class Consumer:
             return Dead(describe(error, self._registry.wiring.limits.error))
         before = cancellings()
         try:
-            await isolated(lambda: self._run(origin, attempt, claim))
+            await isolated(lambda: self._run(seed, attempt, claim))
         except Lapse as error:
             log.warning("%s: the commit failed, its lease decides: %s", self.queue, error.__cause__)
             return Gone()
@@ -101,9 +101,9 @@ class Consumer:
             return self._ended(error, attempt, claim, before)
         return Done()
 
-    async def _run(self, origin: Origin, attempt: int, claim: Claim | None) -> Any:
+    async def _run(self, seed: Seed, attempt: int, claim: Claim | None) -> Any:
         draining.set(self.queue)
-        return await self._invoker.run(origin, attempt, claim)
+        return await self._invoker.run(seed, attempt, claim)
 
     def _ended(self, error: BaseException, attempt: int, claim: Claim | None, before: int) -> Verdict:
         """Return what becomes of a message whose handler raised; a cancellation from outside goes on."""
@@ -133,14 +133,14 @@ class Consumer:
             log.warning("%s failed at attempt %d, again in %.3f s: %s", self.queue, attempt, verdict.after, text)
         return verdict
 
-    def _origin(self, envelope: Envelope) -> Origin:
+    def _seed(self, envelope: Envelope) -> Seed:
         registry = self._registry
         type_ = registry.type_of(envelope.name, envelope.version)
         if not issubclass(type_, self._invoker.known.handler.types):
             raise _UnwantedError(f"{self.queue} does not handle {envelope.name!r}: it did when this was published")
         message: object = registry.wiring.codec.decode(envelope.body, type_)
         identity = Identity(envelope.id, envelope.correlation, envelope.causation, envelope.time)
-        return Origin(message, self.runtime, None, envelope.key, envelope.headers, identity)
+        return seed_of(Origin(message, self.runtime, None, envelope.key, envelope.headers, identity))
 
 
 def _interrupts(error: BaseException) -> bool:

@@ -1,12 +1,12 @@
 """Send a command to its handler, publish an event to all of its handlers and transports."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from eventbus.clock import Runtime
-from eventbus.context import EMPTY, Origin, current
+from eventbus.context import EMPTY, Origin, Seed, current, follow, origin_of
 from eventbus.envelope import check_headers
 from eventbus.errors import EncodeError, NoHandlerError
 from eventbus.fanout import cut_short, failure_in, fan_out
@@ -16,10 +16,10 @@ from eventbus.message import check_message_type, is_command, spec_of
 from eventbus.registry import INLINE, Registry, Subject
 from eventbus.routes import Route
 
-__all__ = ("Dispatch", "Posting", "Receipt")
+__all__ = ("Dispatch", "Posting", "Publish", "Receipt")
 
-NESTED = 100
-"""Messages of which each was sent or published while the one before was handled, all in one call."""
+Publish = Callable[[Any, str | None, float | None, Mapping[str, str] | None, bool], Awaitable["Receipt"]]
+"""Publishes one event: event, key, delay, headers, atomic."""
 
 
 class Receipt:
@@ -28,15 +28,15 @@ class Receipt:
     It cannot be confused with a result: it has no truth value and no other attribute.
     """
 
-    __slots__ = ("_origin",)
+    __slots__ = ("_seed",)
 
-    def __init__(self, origin: Origin) -> None:
-        self._origin = origin
+    def __init__(self, seed: Seed) -> None:
+        self._seed = seed
 
     @property
     def id(self) -> str:
         """The id of the message, the same in every context, store and queue."""
-        return self._origin.identity.id
+        return origin_of(self._seed).identity.id
 
     def __bool__(self) -> bool:
         raise TypeError("a Receipt is no result: only send() returns what a handler returned")
@@ -48,12 +48,74 @@ class Receipt:
 class Posting:
     """Hold one message on its way out."""
 
-    __slots__ = ("delay", "origin", "subject")
+    __slots__ = ("delay", "plan", "seed")
 
-    def __init__(self, subject: Subject, origin: Origin, delay: float) -> None:
-        self.subject = subject
-        self.origin = origin
+    def __init__(self, plan: "Plan", seed: Seed, delay: float) -> None:
+        self.plan = plan
+        self.seed = seed
         self.delay = delay
+
+    @property
+    def subject(self) -> Subject:
+        """Return who is concerned by the message."""
+        return self.plan.subject
+
+    @property
+    def origin(self) -> Origin:
+        """Return the message with its identity."""
+        return origin_of(self.seed)
+
+
+class Plan:
+    """Hold what one message type asks for when it is published: where it goes, and who handles it at once."""
+
+    __slots__ = ("calls", "inline", "looked_at", "series", "subject", "targets")
+
+    def __init__(self, subject: Subject, inline: Sequence[Invoker], follows: bool) -> None:
+        self.subject = subject
+        self.targets = subject.targets
+        self.inline = inline
+        """Every inline handler, in the order of registration."""
+        self.series = [place for place, invoker in enumerate(inline) if invoker.transactional]
+        """Places of those that run one after another, because they share a transaction."""
+        self.looked_at = follows or any(invoker.bare is None for invoker in inline)
+        """Whether anybody may look at more than the message."""
+        self.calls: list[Callable[[Any], Coroutine[Any, Any, Any]]] = [
+            invoker.run if self.looked_at or invoker.bare is None else invoker.bare
+            for invoker in inline
+            if not invoker.transactional
+        ]
+        """What runs side by side: takes the seed if it is looked at, the message otherwise."""
+
+    async def run(self, seed: Seed) -> list[BaseException]:
+        """Run the inline handlers; return what they raised, in the order of their registration."""
+        if not self.series:
+            failed = await fan_out(self.calls, seed if self.looked_at else seed[0])
+            return self.noted(failed) if failed else []
+        failed = {}
+        places = [place for place, invoker in enumerate(self.inline) if not invoker.transactional]
+        outcome = await fan_out([*self.calls, partial(self._one_by_one, failed)], seed)
+        failed |= {places[index]: error for index, error in outcome.items() if index < len(places)}
+        return self.noted(failed)
+
+    async def _one_by_one(self, failed: dict[int, BaseException], seed: Seed) -> None:
+        for place in self.series:
+            try:
+                await self.inline[place].run(seed)
+            except BaseException as error:
+                if cut_short():
+                    raise
+                failure = failed[place] = failure_in(error) or error
+                if not isinstance(failure, Exception):
+                    raise
+
+    def noted(self, failed: Mapping[int, BaseException]) -> list[BaseException]:
+        """Return what handlers raised in the order of their registration, each with a note naming its handler."""
+        for place, error in failed.items():
+            note = f"in handler {self.inline[place].known.handler.name} of {self.subject.spec.name}"
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+        return [failed[place] for place in sorted(failed)]
 
 
 class Dispatch:
@@ -78,7 +140,32 @@ class Dispatch:
         self._follows = registry.leaves or any(
             known.injected.needs_context or known.middleware for known in registry.known
         )
-        self._subjects: dict[type, Subject] = {}
+        self._plans: dict[type, Plan] = {}
+
+    def publisher(self, type_: type) -> Publish:
+        """Return what publishes events of one type. Raises ``TypeError`` for what is no event."""
+        plan, feed, runtime = self._plan(type_, False), self._feed, self.runtime
+        get, calls, looked_at = current.get, plan.calls, plan.looked_at
+
+        async def publish(
+            event: Any, key: str | None, delay: float | None, headers: Mapping[str, str] | None, atomic: bool
+        ) -> Receipt:
+            return (await self.publish([event], key, delay, headers, atomic))[0]
+
+        async def publish_inline(
+            event: Any, key: str | None, delay: float | None, headers: Mapping[str, str] | None, atomic: bool
+        ) -> Receipt:
+            if key is not None or delay is not None or headers:
+                return await publish(event, key, delay, headers, atomic)
+            cause = get()
+            seed = [event, None, None, 0, runtime] if cause is None else follow(event, cause, runtime)
+            feed(event)
+            failed = await fan_out(calls, seed if looked_at else event)
+            if failed:
+                raise _failed([plan], plan.noted(failed))
+            return Receipt(seed)
+
+        return publish if plan.targets or plan.series else publish_inline
 
     async def publish(
         self, events: Sequence[object], key: str | None, delay: float | None, headers: Mapping[str, str] | None,
@@ -89,15 +176,14 @@ class Dispatch:
         await self._post_routed(postings, atomic)
         failures: list[BaseException] = []
         for posting in postings:
-            self._feed(posting.origin.message)
-            if posting.subject.inline:
-                failures.extend(await self._inline(posting))
+            self._feed(posting.seed[0])
+            if posting.plan.inline:
+                failures += await posting.plan.run(posting.seed)
                 if not all(isinstance(failure, Exception) for failure in failures):
                     break
         if failures:
-            names = ", ".join(sorted({posting.subject.spec.name for posting in postings if posting.subject.inline}))
-            raise BaseExceptionGroup(f"{len(failures)} inline handler(s) of {names} failed", failures)
-        return [Receipt(posting.origin) for posting in postings]
+            raise _failed([posting.plan for posting in postings if posting.plan.inline], failures)
+        return [Receipt(posting.seed) for posting in postings]
 
     async def enqueue(
         self, command: object, key: str | None, delay: float | None, headers: Mapping[str, str] | None, atomic: bool
@@ -105,14 +191,14 @@ class Dispatch:
         """Send a command through its route, for later."""
         posting = self._posting(command, True, key, delay, headers)
         if self.at_once:
-            await self._sole(posting.subject).run(posting.origin)
-        elif not posting.subject.targets:
+            await self._sole(posting.subject).run(posting.seed)
+        elif not posting.plan.targets:
             raise ValueError(
                 f"enqueue({type(command).__name__}): the command has no route, so nothing would keep it for later; "
                 f"give it one, routes={{{type(command).__name__}: 'store'}}, or send() it now"
             )
         await self._post_routed([posting], atomic)
-        return Receipt(posting.origin)
+        return Receipt(posting.seed)
 
     async def follow(self, messages: Iterable[object], atomic: bool = True) -> None:
         """Publish what a handler returned: events are published, commands enqueued."""
@@ -125,41 +211,39 @@ class Dispatch:
     def _posting(
         self, message: object, command: bool, key: str | None, delay: float | None, headers: Mapping[str, str] | None
     ) -> Posting:
-        subject = self._subjects.get(type(message))
-        if subject is None:
-            subject = self._subjects[type(message)] = self._look_up(type(message))
-        if subject.command is not command:
-            raise TypeError(
-                f"enqueue() takes a command; {type(message).__name__} is an event: publish() it"
-                if command
-                else f"publish() takes an event; {type(message).__name__} is a command: send() or enqueue() it"
-            )
+        plan = self._plan(type(message), command)
+        subject = plan.subject
         if key is not None and (not isinstance(key, str) or not key):
             raise ValueError(f"key= takes text that is not empty, not {key!r}")
         if delay is not None and not 0 <= delay < float("inf"):
             raise ValueError(f"delay= takes seconds, 0 or more, not {delay!r}")
-        if delay and not subject.targets and not self.at_once:
+        if delay and not plan.targets and not self.at_once:
             raise ValueError(
                 f"{subject.type.__name__} has no route, and nothing keeps an inline message for {delay:g} s: "
                 f"give it a route, or leave delay= out"
             )
         if headers:
             check_headers(headers, self.limits, subject.spec.name)
-        return Posting(subject, self._origin(message, key, headers), delay or 0.0)
-
-    def _origin(self, message: object, key: str | None = None, headers: Mapping[str, str] | None = None) -> Origin:
         cause = current.get()
-        if cause is not None:
-            above: Origin | None = cause
-            depth = 0
-            while above is not None:
-                above, depth = above.cause, depth + 1
-            if depth >= NESTED:
-                raise RecursionError(
-                    f"{spec_of(type(message)).name} would be number {depth + 1} of messages handled each inside "
-                    "the one before: do their handlers send or publish in a circle? Give one of them a route"
-                )
-        return Origin(message, self.runtime, cause, key, headers or EMPTY)
+        seed = [message, None, None, 0, self.runtime] if cause is None else follow(message, cause, self.runtime)
+        if key is not None or headers:
+            above = None if cause is None else origin_of(cause)
+            seed[1] = Origin(message, self.runtime, above, key, headers or EMPTY)
+        return Posting(plan, seed, delay or 0.0)
+
+    def _plan(self, type_: type, command: bool) -> Plan:
+        plan = self._plans.get(type_)
+        if plan is None:
+            subject = self._look_up(type_)
+            inline = [self.invokers[known.handler.name] for known in subject.inline]
+            plan = self._plans[type_] = Plan(subject, inline, self._follows)
+        if plan.subject.command is not command:
+            raise TypeError(
+                f"enqueue() takes a command; {type_.__name__} is an event: publish() it"
+                if command
+                else f"publish() takes an event; {type_.__name__} is a command: send() or enqueue() it"
+            )
+        return plan
 
     def _look_up(self, type_: type) -> Subject:
         check_message_type(type_)
@@ -176,37 +260,9 @@ class Dispatch:
         return subject
 
     async def _post_routed(self, postings: Sequence[Posting], atomic: bool) -> None:
-        routed = [posting for posting in postings if posting.subject.targets]
+        routed = [posting for posting in postings if posting.plan.targets]
         if routed:
             await self._post(routed, atomic)
-
-    async def _inline(self, posting: Posting) -> list[BaseException]:
-        origin = posting.origin
-        invokers = [self.invokers[known.handler.name] for known in posting.subject.inline]
-        side_by_side = [invoker for invoker in invokers if not invoker.transactional]
-        series = [invoker for invoker in invokers if invoker.transactional]
-        failed: list[tuple[Invoker, BaseException]] = []
-
-        async def one_by_one() -> None:
-            for invoker in series:
-                try:
-                    await invoker.run(origin)
-                except BaseException as error:
-                    if cut_short():
-                        raise
-                    failed.append((invoker, failure_in(error) or error))
-                    if failed[-1][1] is error and not isinstance(error, Exception):
-                        raise
-
-        calls: list[Callable[[], Awaitable[Any]]] = [partial(invoker.run, origin) for invoker in side_by_side]
-        outcome = await fan_out([*calls, one_by_one] if series else calls)
-        failed.extend((one, error) for one, error in zip(side_by_side, outcome, strict=False) if error is not None)
-        failed.sort(key=lambda pair: invokers.index(pair[0]))
-        for invoker, error in failed:
-            note = f"in handler {invoker.known.handler.name} of {posting.subject.spec.name}"
-            if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
-        return [error for _, error in failed]
 
     def _sole(self, subject: Subject) -> Invoker:
         known = (*subject.inline, *subject.routed)
@@ -222,8 +278,10 @@ class Dispatch:
         invoker = self._sole(self.registry.subject(type_))
         if invoker.bare is not None and not self._follows:
             return invoker.bare
-
-        def run(command: object) -> Awaitable[Any]:
-            return invoker.run(self._origin(command))
-
+        run = invoker.sender(self.runtime)
         return run if invoker.quick is None or self._follows else invoker.quick(run)
+
+
+def _failed(plans: Sequence[Plan], failures: Sequence[BaseException]) -> BaseExceptionGroup[BaseException]:
+    names = ", ".join(sorted({plan.subject.spec.name for plan in plans}))
+    return BaseExceptionGroup(f"{len(failures)} inline handler(s) of {names} failed", failures)

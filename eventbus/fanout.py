@@ -1,52 +1,145 @@
 """Run the handlers of one event side by side, each in a context of its own, and collect what fails.
 
-Handlers start in registration order. A failing handler does not disturb the others: every one runs and finishes, and
-the failures come back in registration order. Only what is no ``Exception`` (``KeyboardInterrupt``, ``SystemExit``) and
-a cancellation from outside end the group early, as they would end any task group.
+What is promised: every call runs and finishes, whatever its siblings do, as if each were a child of one task group
+that collects errors. Only what is no ``Exception`` (``KeyboardInterrupt``, ``SystemExit``) and a cancellation from
+outside end the group early.
+
+How, and why it is safe. Starting a task is what makes a group dear, and most handlers of one event need none, since
+they finish without ever suspending. So the calls are stepped one after the other inside the task group, each in a
+copy of the context, and:
+
+1. A call that returns or raises at its first step is over. It has needed no task.
+2. The first that suspends stays where it began, in the publisher's task, which resumes it until it is over. One
+   child goes on with the calls behind it in the same way.
+3. If one suspends there as well, suspending is the rule for this event: the rest get a child each.
+
+No call ever changes its task, not even between its first step and its second. That is what cancel scopes, locks,
+``asyncio.timeout`` and trio build on, and why a call must not be begun in one task and finished in another. The group
+is entered before the first step, so that whatever scope a call opens lies inside the group's, never across it; every
+call therefore sees the publisher's deadline, its shields and its cancellation. What a call sets in its context is its
+own, because each step runs inside the call's own copy.
+
+What follows for handlers: they begin in the order of their registration, up to the second that suspends. The task
+that those before the first child see as current is the publisher's: to cancel it natively is to cancel the publisher.
 """
 
-from asyncio import current_task
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from types import coroutine
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint_if_cancelled
 
 __all__ = ("cancellings", "cut_short", "failure_in", "fan_out", "isolated")
 
+A = TypeVar("A")
 T = TypeVar("T")
+Call = Callable[[A], Coroutine[Any, Any, Any]]
+Failures = dict[int, BaseException]
 
 
-async def fan_out(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[BaseException | None]:
-    """Await all calls concurrently; return for each, in order, what it raised or None.
+async def fan_out(calls: Sequence[Call[A]], argument: A) -> Failures:
+    """Call all with one argument, concurrently; return what the failed ones raised, by their places.
 
     A cancellation from outside goes on; the calls see it too.
     """
-    errors: list[BaseException | None] = [None] * len(calls)
+    failures: Failures = {}
+    if len(calls) < 2:
+        await _FanOut(calls, argument, failures, None).lane(0)
+    else:
+        async with anyio.create_task_group() as group:
+            await _FanOut(calls, argument, failures, group).lane(0)
+    return failures
 
-    async def run(index: int) -> None:
+
+class _FanOut(Generic[A]):
+    """Be one fan-out, as the tasks that take part in it share it; one call alone needs no group."""
+
+    __slots__ = ("argument", "calls", "failures", "group")
+
+    def __init__(self, calls: Sequence[Call[A]], argument: A, failures: Failures, group: TaskGroup | None) -> None:
+        self.calls = calls
+        self.argument = argument
+        self.failures = failures
+        self.group = group
+
+    async def lane(self, first: int) -> None:
+        """Step the calls from ``first`` on until one suspends; hand the rest over and see that one to its end."""
+        calls, argument = self.calls, self.argument
+        for index in range(first, len(calls)):
+            context = copy_context()
+            try:
+                steps = context.run(calls[index], argument)
+                yielded = context.run(steps.send, None)
+            except StopIteration:
+                continue
+            except BaseException as error:
+                if not self.fails(index, error):
+                    return
+            else:
+                self.hand_over(first, index + 1)
+                await (self.finish if first else self.finish_here)(index, _resumed(steps, context, yielded))
+                return
+
+    def hand_over(self, first: int, rest: int) -> None:
+        """Start what runs the calls from ``rest`` on: one child, or if that is who asks, a child for each."""
+        if self.group is None or rest == len(self.calls):
+            return
+        if not first:
+            self.group.start_soon(self.lane, rest)
+        else:
+            for index in range(rest, len(self.calls)):
+                self.group.start_soon(self.finish, index, None)
+
+    async def finish_here(self, index: int, resumed: Awaitable[Any]) -> None:
+        """See a call to its end in the publisher's task.
+
+        A cancellation arrives inside the call, asyncio's own only once: whatever the call makes of it, it was for the
+        publisher.
+        """
+        before = cancellings()
         try:
-            await calls[index]()
-        except Exception as error:
-            errors[index] = error
+            await resumed
         except BaseException as error:
-            if anyio.current_effective_deadline() == float("-inf"):
+            if not isinstance(error, Exception) and cancellings() > before:
                 raise
-            errors[index] = failure_in(error) or error
-            if errors[index] is error:
-                group.cancel_scope.cancel()
+            self.fails(index, error)
+        if cancellings() > before:
+            await checkpoint_if_cancelled()
+            raise anyio.get_cancelled_exc_class()
 
-    async with anyio.create_task_group() as group:
-        for index in range(len(calls)):
-            group.start_soon(run, index)
-    return errors
+    async def finish(self, index: int, resumed: Awaitable[Any] | None) -> None:
+        """See a call to its end in a child; one that has not begun has the child's context for its own."""
+        try:
+            await (self.calls[index](self.argument) if resumed is None else resumed)
+        except BaseException as error:
+            self.fails(index, error)
+
+    def fails(self, index: int, error: BaseException) -> bool:
+        """Keep what a call raised, and end its siblings if it is an exit; tell whether others may still begin.
+
+        Raises it again if it is the cancellation of the task.
+        """
+        if isinstance(error, Exception):
+            self.failures[index] = error
+            return True
+        if _cancelled():
+            raise error
+        failure = failure_in(error)
+        self.failures[index] = failure or error
+        if failure is None and self.group is not None:
+            self.group.cancel_scope.cancel()
+        return failure is not None
 
 
 def cancellings() -> int:
     """Return how often somebody has asked asyncio to cancel this task and not taken it back."""
+    asyncio = sys.modules.get("asyncio")  # whoever runs on it has imported it, and it takes its time
     try:
-        task = current_task()
+        task = None if asyncio is None else asyncio.current_task()
     except RuntimeError:  # not asyncio
         return 0
     return 0 if task is None else task.cancelling()
@@ -58,12 +151,15 @@ def cut_short(before: int = 0) -> bool:
     Args:
         before: what ``cancellings`` said when the call in question began; older requests were swallowed by somebody.
     """
+    return _cancelled() or cancellings() > before
+
+
+def _cancelled() -> bool:
+    """Tell whether a scope around this task is cancelled; without an event loop its coroutine is being closed."""
     try:
-        if anyio.current_effective_deadline() == float("-inf"):
-            return True
-    except RuntimeError:  # no event loop any more: the coroutine is being closed
+        return anyio.current_effective_deadline() == float("-inf")
+    except RuntimeError:
         return True
-    return cancellings() > before
 
 
 def failure_in(error: BaseException) -> Exception | None:
@@ -97,17 +193,27 @@ def isolated(call: Callable[[], Coroutine[Any, Any, T]]) -> Generator[Any, Any, 
     """
     context = copy_context()
     steps = context.run(call)
+    try:
+        yielded = context.run(steps.send, None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    return (yield from _resumed(steps, context, yielded))
+
+
+@coroutine
+def _resumed(steps: Coroutine[Any, Any, T], context: Context, yielded: Any) -> Generator[Any, Any, T]:
+    """Go on with a call that has suspended, forwarding what it yields and what comes back."""
     step: Callable[[Any], Any] = steps.send
-    value: Any = None
     try:
         while True:
-            yielded = context.run(step, value)
             try:
                 step, value = steps.send, (yield yielded)
             except GeneratorExit:
                 raise
             except BaseException as error:
                 step, value = steps.throw, error
+            yielded = context.run(step, value)
     except StopIteration as stop:
         result: T = stop.value
         return result

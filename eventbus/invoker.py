@@ -12,7 +12,7 @@ import anyio
 from anyio.lowlevel import RunVar
 
 from eventbus.clock import Runtime
-from eventbus.context import Context, Origin, current
+from eventbus.context import Context, Seed, current, follow
 from eventbus.errors import HandlerTimeoutError, QueueFullError, SettleError
 from eventbus.inject import Frame, close
 from eventbus.middleware import CallNext, chain
@@ -62,8 +62,8 @@ class Handling(Context):
 
     __slots__ = ("claim",)
 
-    def __init__(self, origin: Origin, handler: str, attempt: int, claim: Claim) -> None:
-        super().__init__(origin, handler, attempt)
+    def __init__(self, seed: Seed, handler: str, attempt: int, claim: Claim) -> None:
+        super().__init__(seed, handler, attempt)
         self.claim = claim
 
 
@@ -90,39 +90,74 @@ class Invoker:
         self.quick = known.injected.quick if alone else None
         """Makes a call of the message alone out of one that does everything, when that is enough."""
 
-    async def run(self, origin: Origin, attempt: int = 1, claim: Claim | None = None) -> Any:
-        """Handle the message of ``origin``; return what the handler returned, raise what it raised."""
-        token = current.set(origin)
+    async def run(self, seed: Seed, attempt: int = 1, claim: Claim | None = None) -> Any:
+        """Handle the message of ``seed``; return what the handler returned, raise what it raised."""
+        token = current.set(seed)
         try:
             if self.bare is not None:
-                return await self.bare(origin.message)
+                return await self.bare(seed[0])
             name = self.known.handler.name
-            ctx = Context(origin, name, attempt) if claim is None else Handling(origin, name, attempt, claim)
+            ctx = Context(seed, name, attempt) if claim is None else Handling(seed, name, attempt, claim)
             return await self._entry(ctx)
         finally:
             current.reset(token)
+
+    def sender(self, runtime: Runtime) -> Callable[[Any], Awaitable[Any]]:
+        """Return what handles a command that is sent: as ``run``, made for what this handler needs and no more."""
+        bare, name, entry = self.bare, self.known.handler.name, self._entry
+        get, put, back = current.get, current.set, current.reset
+
+        async def send_bare(command: Any) -> Any:
+            cause = get()
+            token = put([command, None, None, 0, runtime] if cause is None else follow(command, cause, runtime))
+            try:
+                return await call(command)
+            finally:
+                back(token)
+
+        async def send(command: Any) -> Any:
+            cause = get()
+            seed = [command, None, None, 0, runtime] if cause is None else follow(command, cause, runtime)
+            token = put(seed)
+            try:
+                return await entry(Context(seed, name))
+            finally:
+                back(token)
+
+        if bare is None:
+            return send
+        call = bare
+        return send_bare
 
 
 def _core(known: Known, around: Surroundings) -> CallNext:
     injected, returns = known.injected, known.returns
 
-    async def handle(ctx: Context, transaction: Transaction[Any] | None) -> tuple[Any, Frame]:
-        frame = Frame(ctx, around.bus, transaction)
+    if injected.plain and not returns:
+        func = known.handler.func
+        return lambda ctx: func(ctx.message)
+
+    bus, call, follow_up = around.bus, injected.call, around.follow
+
+    async def handle(ctx: Context, frame: Frame) -> Any:
         try:
-            result: Any = await injected.call(ctx.message, frame)
+            result: Any = await call(ctx.message, frame)
             if returns and result is not None:
-                await around.follow(_listed(result))
+                await follow_up(_listed(result))
         except BaseException as error:
-            await close(frame, error)
+            if frame.exits:
+                await close(frame, error)
             raise
-        return result, frame
+        return result
 
     if injected.transactions:
         return _in_transaction(handle, around)
 
     async def alone(ctx: Context) -> Any:
-        result, frame = await handle(ctx, None)
-        await close(frame, None)
+        frame = Frame(ctx, bus)
+        result = await handle(ctx, frame)
+        if frame.exits:
+            await close(frame, None)
         return result
 
     return alone
@@ -133,7 +168,7 @@ def _listed(result: object) -> Sequence[object]:
 
 
 def _in_transaction(
-    handle: Callable[[Context, Transaction[Any]], Awaitable[tuple[Any, Frame]]], around: Surroundings
+    handle: Callable[[Context, Frame], Awaitable[Any]], around: Surroundings
 ) -> CallNext:
     async def in_transaction(ctx: Context) -> Any:
         claim = ctx.claim if isinstance(ctx, Handling) else None
@@ -144,7 +179,8 @@ def _in_transaction(
             async with around.transaction() as (transaction, unit):
                 if claim is not None and not await claim.lock(unit):
                     raise SettleError("the lease was lost before the handler started")
-                result, frame = await handle(ctx, transaction)
+                opened = Frame(ctx, around.bus, transaction)
+                result, frame = await handle(ctx, opened), opened
                 if claim is not None:
                     await around.flush()
                     if not await claim.settle(unit, transaction):

@@ -9,7 +9,7 @@ import pytest
 
 from eventbus import Command, Context, Event, EventBus, Module
 from eventbus.clock import Runtime, SystemClock
-from eventbus.context import Origin, current, draining
+from eventbus.context import Origin, current, draining, seed_of
 
 
 class Placed(Event, name="shop.placed", version=3, key="order"):
@@ -68,7 +68,8 @@ def test_identity_is_made_once() -> None:
     """The identity is made at the first look and stays the same."""
     made = runtime()
     origin = Origin(Paid(), made)
-    first, second = Context(origin, "a"), Context(origin, "b", 2)
+    seed = seed_of(origin)
+    first, second = Context(seed, "a"), Context(seed, "b", 2)
     assert "1" == made.ids()
     assert ["2", "2", "2"] == [first.message_id, second.message_id, second.correlation_id]
     assert datetime(2030, 5, 17, tzinfo=UTC) == first.time == second.time

@@ -12,12 +12,23 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from eventbus.fanout import cut_short, failure_in, fan_out, isolated
+from eventbus import fanout
+from eventbus.fanout import cut_short, failure_in, isolated
 
 FanOut = Callable[[Sequence[Callable[[], Awaitable[Any]]]], Awaitable[list[BaseException | None]]]
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 place: contextvars.ContextVar[str] = contextvars.ContextVar("place", default="nowhere")
+
+
+async def fan_out(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[BaseException | None]:
+    """Be our fan-out of calls that take nothing."""
+
+    async def taking_nothing(call: Callable[[], Awaitable[Any]], _: None) -> None:
+        await call()
+
+    failures = await fanout.fan_out([partial(taking_nothing, call) for call in calls], None)
+    return [failures.get(index) for index in range(len(calls))]
 
 
 async def plain_group(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[BaseException | None]:
@@ -420,14 +431,12 @@ async def test_cancellation_that_a_call_made_up_is_its_failure() -> None:
 
 @asyncio_only
 async def test_call_that_cancels_its_own_task_has_failed() -> None:
-    """A call that ends its own task, asyncio's way, has failed; its siblings go on and the publisher too."""
+    """A call in a task of its own that cancels this task natively has failed; its siblings go on."""
     done = list[str]()
 
     async def ends_itself() -> None:
         await checkpoint()
-        task = asyncio.current_task()
-        assert task is not None
-        task.cancel()
+        ends_task()
         await checkpoint()
 
     async def sibling() -> None:
@@ -435,11 +444,46 @@ async def test_call_that_cancels_its_own_task_has_failed() -> None:
             await checkpoint()
         done.append("sibling")
 
-    failure, none = await fan_out([ends_itself, sibling])
+    none, failure, also_none = await fan_out([sibling, ends_itself, sibling])
     assert isinstance(failure, RuntimeError)
-    assert none is None
-    assert ["sibling"] == done
+    assert none is also_none is None
+    assert ["sibling"] * 2 == done
     assert not cut_short()
+
+
+def ends_task() -> None:
+    """Cancel the current task natively."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+@asyncio_only
+@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("siblings", [0, 2])
+async def test_first_call_that_cancels_its_task_cancels_the_publisher(siblings: int, swallows: bool) -> None:
+    """The first call that suspends is in the publisher's task, whose cancellation it cannot swallow either."""
+    returned = False
+
+    async def ends_publisher() -> None:
+        await checkpoint()
+        ends_task()
+        try:
+            await checkpoint()
+        except CancelledError:
+            if not swallows:
+                raise
+
+    async def publisher() -> None:
+        nonlocal returned
+        await fan_out([ends_publisher, *[anyio.sleep_forever] * siblings])
+        returned = True
+
+    task = asyncio.create_task(publisher())
+    with pytest.raises(CancelledError):
+        await task
+    assert task.cancelled()
+    assert not returned
 
 
 async def invents_cancellation() -> None:
