@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from eventbus.clock import Runtime
-from eventbus.message import spec_of
+from eventbus.message import MessageSpec, spec_of
 
 __all__ = ("EMPTY", "Context", "Identity", "Origin", "Seed", "current", "draining", "follow", "origin_of", "seed_of")
 
@@ -159,14 +159,19 @@ class Context:
         return origin_of(self._seed).identity.time
 
     @property
+    def _spec(self) -> MessageSpec:
+        message: object = self._seed[0]
+        return spec_of(type(message))
+
+    @property
     def name(self) -> str:
         """The wire name of the message type."""
-        return spec_of(type(self._seed[0])).name
+        return self._spec.name
 
     @property
     def version(self) -> int:
         """The version of the message type."""
-        return spec_of(type(self._seed[0])).version
+        return self._spec.version
 
     @property
     def key(self) -> str | None:
@@ -174,7 +179,7 @@ class Context:
         given = origin_of(self._seed).key
         if given is not None:
             return given
-        return spec_of(type(self.message)).key_of(self.message)
+        return self._spec.key_of(self.message)
 
     @property
     def headers(self) -> Mapping[str, str]:

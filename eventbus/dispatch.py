@@ -9,14 +9,17 @@ from eventbus.clock import Runtime
 from eventbus.context import EMPTY, Origin, Seed, current, follow, origin_of
 from eventbus.envelope import check_headers
 from eventbus.errors import EncodeError, NoHandlerError
-from eventbus.fanout import cut_short, failure_in, fan_out
+from eventbus.fanout import FanOut, cut_short, failure_in
 from eventbus.invoker import Invoker, Surroundings
 from eventbus.limits import Limits
-from eventbus.message import check_message_type, is_command, spec_of
+from eventbus.message import check_message_type, is_command
 from eventbus.registry import INLINE, Registry, Subject
 from eventbus.routes import Route
 
 __all__ = ("Dispatch", "Posting", "Publish", "Receipt")
+
+Handle = Callable[[Any], Coroutine[Any, Any, Any]]
+"""Handles a message, or its seed."""
 
 Publish = Callable[[Any, str | None, float | None, Mapping[str, str] | None, bool], Awaitable["Receipt"]]
 """Publishes one event: event, key, delay, headers, atomic."""
@@ -69,7 +72,7 @@ class Posting:
 class Plan:
     """Hold what one message type asks for when it is published: where it goes, and who handles it at once."""
 
-    __slots__ = ("calls", "inline", "looked_at", "series", "subject", "targets")
+    __slots__ = ("calls", "fan_out", "inline", "looked_at", "series", "subject", "targets")
 
     def __init__(self, subject: Subject, inline: Sequence[Invoker], follows: bool) -> None:
         self.subject = subject
@@ -80,21 +83,20 @@ class Plan:
         """Places of those that run one after another, because they share a transaction."""
         self.looked_at = follows or any(invoker.bare is None for invoker in inline)
         """Whether anybody may look at more than the message."""
-        self.calls: list[Callable[[Any], Coroutine[Any, Any, Any]]] = [
-            invoker.run if self.looked_at or invoker.bare is None else invoker.bare
-            for invoker in inline
-            if not invoker.transactional
-        ]
+        alone = [invoker for invoker in inline if not invoker.transactional]
+        self.calls: Sequence[Handle] = [one.bare if one.bare and not self.looked_at else one.run for one in alone]
         """What runs side by side: takes the seed if it is looked at, the message otherwise."""
+        self.fan_out = FanOut(self.calls).run
 
     async def run(self, seed: Seed) -> list[BaseException]:
         """Run the inline handlers; return what they raised, in the order of their registration."""
         if not self.series:
-            failed = await fan_out(self.calls, seed if self.looked_at else seed[0])
-            return self.noted(failed) if failed else []
-        failed = {}
+            quick = await self.fan_out(seed if self.looked_at else seed[0])
+            return self.noted(quick) if quick else []
+        failed: dict[int, BaseException] = {}
         places = [place for place, invoker in enumerate(self.inline) if not invoker.transactional]
-        outcome = await fan_out([*self.calls, partial(self._one_by_one, failed)], seed)
+        in_series: Handle = partial(self._one_by_one, failed)
+        outcome = await FanOut([*self.calls, in_series]).run(seed)
         failed |= {places[index]: error for index, error in outcome.items() if index < len(places)}
         return self.noted(failed)
 
@@ -145,7 +147,7 @@ class Dispatch:
     def publisher(self, type_: type) -> Publish:
         """Return what publishes events of one type. Raises ``TypeError`` for what is no event."""
         plan, feed, runtime = self._plan(type_, False), self._feed, self.runtime
-        get, calls, looked_at = current.get, plan.calls, plan.looked_at
+        get, fan_out, looked_at = current.get, plan.fan_out, plan.looked_at
 
         async def publish(
             event: Any, key: str | None, delay: float | None, headers: Mapping[str, str] | None, atomic: bool
@@ -160,7 +162,7 @@ class Dispatch:
             cause = get()
             seed = [event, None, None, 0, runtime] if cause is None else follow(event, cause, runtime)
             feed(event)
-            failed = await fan_out(calls, seed if looked_at else event)
+            failed = await fan_out(seed if looked_at else event)
             if failed:
                 raise _failed([plan], plan.noted(failed))
             return Receipt(seed)

@@ -11,7 +11,8 @@ copy of the context, and:
 1. A call that returns or raises at its first step is over. It has needed no task.
 2. The first that suspends stays where it began, in the publisher's task, which resumes it until it is over. One
    child goes on with the calls behind it in the same way.
-3. If one suspends there as well, suspending is the rule for this event: the rest get a child each.
+3. If one suspends there as well, suspending is the rule for this event: the rest get a child each, and the next
+   few times every call behind the first that suspends gets its child at once.
 
 No call ever changes its task, not even between its first step and its second. That is what cancel scopes, locks,
 ``asyncio.timeout`` and trio build on, and why a call must not be begun in one task and finished in another. The group
@@ -33,7 +34,10 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
-__all__ = ("cancellings", "cut_short", "failure_in", "fan_out", "isolated")
+__all__ = ("FanOut", "cancellings", "cut_short", "failure_in", "isolated")
+
+LOOK_AGAIN = 16
+"""Fan-outs for which it is taken for granted that what suspended the last time does so again."""
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -41,30 +45,49 @@ Call = Callable[[A], Coroutine[Any, Any, Any]]
 Failures = dict[int, BaseException]
 
 
-async def fan_out(calls: Sequence[Call[A]], argument: A) -> Failures:
-    """Call all with one argument, concurrently; return what the failed ones raised, by their places.
+class FanOut(Generic[A]):
+    """Be the calls that are made side by side whenever an event of one type is published."""
 
-    A cancellation from outside goes on; the calls see it too.
-    """
-    failures: Failures = {}
-    if len(calls) < 2:
-        await _FanOut(calls, argument, failures, None).lane(0)
-    else:
-        async with anyio.create_task_group() as group:
-            await _FanOut(calls, argument, failures, group).lane(0)
-    return failures
+    __slots__ = ("_calls", "_left")
+
+    def __init__(self, calls: Sequence[Call[A]]) -> None:
+        self._calls = calls
+        self._left = 0
+
+    async def run(self, argument: A) -> Failures:
+        """Call all with one argument, concurrently; return what the failed ones raised, by their places.
+
+        A cancellation from outside goes on; the calls see it too.
+        """
+        failures: Failures = {}
+        if len(self._calls) < 2:
+            await _Run(self._calls, argument, failures, None).lane(0)
+            return failures
+        group = anyio.create_task_group()
+        self._left -= 1
+        run = _Run(self._calls, argument, failures, group, self._left > 0)
+        async with group:
+            await run.lane(0)
+        if run.many:
+            self._left = LOOK_AGAIN
+        return failures
 
 
-class _FanOut(Generic[A]):
+class _Run(Generic[A]):
     """Be one fan-out, as the tasks that take part in it share it; one call alone needs no group."""
 
-    __slots__ = ("argument", "calls", "failures", "group")
+    __slots__ = ("argument", "calls", "failures", "group", "many", "spread")
 
-    def __init__(self, calls: Sequence[Call[A]], argument: A, failures: Failures, group: TaskGroup | None) -> None:
+    def __init__(
+        self, calls: Sequence[Call[A]], argument: A, failures: Failures, group: TaskGroup | None, spread: bool = False
+    ) -> None:
         self.calls = calls
         self.argument = argument
         self.failures = failures
         self.group = group
+        self.spread = spread
+        self.many = False
+        """Whether more than one has been seen to suspend."""
 
     async def lane(self, first: int) -> None:
         """Step the calls from ``first`` on until one suspends; hand the rest over and see that one to its end."""
@@ -80,15 +103,16 @@ class _FanOut(Generic[A]):
                 if not self.fails(index, error):
                     return
             else:
-                self.hand_over(first, index + 1)
-                await (self.finish if first else self.finish_here)(index, _resumed(steps, context, yielded))
+                self.many = first > 0
+                self.hand_over(index + 1)
+                await (self.finish if first else self.finish_here)(index, _resumption(steps, context, yielded))
                 return
 
-    def hand_over(self, first: int, rest: int) -> None:
-        """Start what runs the calls from ``rest`` on: one child, or if that is who asks, a child for each."""
+    def hand_over(self, rest: int) -> None:
+        """Start what runs the calls from ``rest`` on: a child for each if suspending is the rule, or one for all."""
         if self.group is None or rest == len(self.calls):
             return
-        if not first:
+        if not (self.many or self.spread):
             self.group.start_soon(self.lane, rest)
         else:
             for index in range(rest, len(self.calls)):
@@ -201,7 +225,6 @@ def isolated(call: Callable[[], Coroutine[Any, Any, T]]) -> Generator[Any, Any, 
     return (yield from _resumed(steps, context, yielded))
 
 
-@coroutine
 def _resumed(steps: Coroutine[Any, Any, T], context: Context, yielded: Any) -> Generator[Any, Any, T]:
     """Go on with a call that has suspended, forwarding what it yields and what comes back."""
     step: Callable[[Any], Any] = steps.send
@@ -219,3 +242,6 @@ def _resumed(steps: Coroutine[Any, Any, T], context: Context, yielded: Any) -> G
         return result
     finally:
         context.run(steps.close)
+
+
+_resumption = coroutine(_resumed)

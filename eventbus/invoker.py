@@ -1,7 +1,7 @@
 """One handler as one call: middleware, limits, transaction and dependencies around it, compiled once."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ class Invoker:
             core = _limited(core, known.handler.name, options.concurrency)
         self._entry = chain(known.middleware, core)
         alone = not (known.middleware or known.returns or known.timeout or options.concurrency)
-        self.bare: Callable[[Any], Awaitable[Any]] | None = (
+        self.bare: Callable[[Any], Coroutine[Any, Any, Any]] | None = (
             known.handler.func if alone and known.injected.plain else None
         )
         """The handler itself, when nothing has to happen around it."""
@@ -167,9 +167,7 @@ def _listed(result: object) -> Sequence[object]:
     return cast("Sequence[object]", result) if isinstance(result, list | tuple) else (result,)
 
 
-def _in_transaction(
-    handle: Callable[[Context, Frame], Awaitable[Any]], around: Surroundings
-) -> CallNext:
+def _in_transaction(handle: Callable[[Context, Frame], Awaitable[Any]], around: Surroundings) -> CallNext:
     async def in_transaction(ctx: Context) -> Any:
         claim = ctx.claim if isinstance(ctx, Handling) else None
         result: Any = None

@@ -12,10 +12,9 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from eventbus import fanout
-from eventbus.fanout import cut_short, failure_in, isolated
+from eventbus.fanout import FanOut, cut_short, failure_in, isolated
 
-FanOut = Callable[[Sequence[Callable[[], Awaitable[Any]]]], Awaitable[list[BaseException | None]]]
+Fan = Callable[[Sequence[Callable[[], Awaitable[Any]]]], Awaitable[list[BaseException | None]]]
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 place: contextvars.ContextVar[str] = contextvars.ContextVar("place", default="nowhere")
@@ -27,7 +26,21 @@ async def fan_out(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[BaseExc
     async def taking_nothing(call: Callable[[], Awaitable[Any]], _: None) -> None:
         await call()
 
-    failures = await fanout.fan_out([partial(taking_nothing, call) for call in calls], None)
+    failures = await FanOut([partial(taking_nothing, call) for call in calls]).run(None)
+    return [failures.get(index) for index in range(len(calls))]
+
+
+async def spread_fan_out(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[BaseException | None]:
+    """Be our fan-out, once more after it has seen that calls suspend."""
+
+    async def taking_nothing(call: Callable[[], Awaitable[Any]], _: None) -> None:
+        await call()
+
+    now = [partial(taking_nothing, checkpoint)] * 2
+    fan = FanOut(now)
+    await fan.run(None)
+    now[:] = [partial(taking_nothing, call) for call in calls]
+    failures = await fan.run(None)
     return [failures.get(index) for index in range(len(calls))]
 
 
@@ -47,8 +60,8 @@ async def plain_group(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[Bas
     return errors
 
 
-@pytest.fixture(params=[fan_out, plain_group])
-def fan(request: pytest.FixtureRequest) -> FanOut:
+@pytest.fixture(params=[fan_out, spread_fan_out, plain_group])
+def fan(request: pytest.FixtureRequest) -> Fan:
     """Return each way to fan out."""
     return request.param
 
@@ -63,12 +76,12 @@ async def fails(error: BaseException) -> None:
     raise error
 
 
-async def test_nothing_to_call(fan: FanOut) -> None:
+async def test_nothing_to_call(fan: Fan) -> None:
     """No calls have no errors."""
     assert [] == await fan([])
 
 
-async def test_calls_start_in_order(fan: FanOut, anyio_backend_name: str) -> None:
+async def test_calls_start_in_order(fan: Fan, anyio_backend_name: str) -> None:
     """Calls start in their order, where the event loop starts tasks in order."""
     begun = list[int]()
 
@@ -80,7 +93,7 @@ async def test_calls_start_in_order(fan: FanOut, anyio_backend_name: str) -> Non
     assert list(range(10)) == (begun if anyio_backend_name == "asyncio" else sorted(begun))
 
 
-async def test_really_concurrent(fan: FanOut) -> None:
+async def test_really_concurrent(fan: Fan) -> None:
     """Each of two calls can wait for what the other does."""
     first, second = anyio.Event(), anyio.Event()
 
@@ -96,7 +109,7 @@ async def test_really_concurrent(fan: FanOut) -> None:
         assert [None, None] == await fan([ping, pong])
 
 
-async def test_many_concurrent(fan: FanOut) -> None:
+async def test_many_concurrent(fan: Fan) -> None:
     """Two hundred fan-outs of five at once do not get into each other's way."""
     done = list[tuple[int, int]]()
 
@@ -111,7 +124,7 @@ async def test_many_concurrent(fan: FanOut) -> None:
     assert [(outer, inner) for outer in range(200) for inner in range(5)] == sorted(done)
 
 
-async def test_errors_come_back_in_order_and_all_run(fan: FanOut) -> None:
+async def test_errors_come_back_in_order_and_all_run(fan: Fan) -> None:
     """Every call finishes though others fail, and each error stands at its place."""
     first, third, done = ValueError(1), KeyError(3), list[str]()
 
@@ -127,13 +140,13 @@ async def test_errors_come_back_in_order_and_all_run(fan: FanOut) -> None:
     assert ["slow"] == done
 
 
-async def test_group_raised_by_a_call_stays_one_error(fan: FanOut) -> None:
+async def test_group_raised_by_a_call_stays_one_error(fan: Fan) -> None:
     """An exception group of one call is not taken apart."""
     group = ExceptionGroup("two", [ValueError(), KeyError()])
     assert [group, None] == await fan([partial(fails, group), quiet])
 
 
-async def test_deadline_is_inherited(fan: FanOut) -> None:
+async def test_deadline_is_inherited(fan: Fan) -> None:
     """A call sees the deadline around the fan-out, and ends by it."""
     seen = list[float]()
 
@@ -147,12 +160,13 @@ async def test_deadline_is_inherited(fan: FanOut) -> None:
     assert [scope.deadline] * 2 == seen
 
 
-async def test_shield_inside_a_call_holds(fan: FanOut) -> None:
+async def test_shield_inside_a_call_holds(fan: Fan) -> None:
     """What a call shields runs to its end though everything around is cancelled."""
-    done = list[str]()
+    done, inside = list[str](), anyio.Event()
 
     async def shielded() -> None:
         with anyio.CancelScope(shield=True):
+            inside.set()
             await anyio.sleep(0.02)
             done.append("shielded")
         await checkpoint()
@@ -161,13 +175,12 @@ async def test_shield_inside_a_call_holds(fan: FanOut) -> None:
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
             group.start_soon(fan, [shielded, anyio.sleep_forever])
-            await checkpoint()
-            await checkpoint()
+            await inside.wait()
             scope.cancel()
     assert ["shielded"] == done
 
 
-async def test_external_cancel_reaches_all_calls(fan: FanOut) -> None:
+async def test_external_cancel_reaches_all_calls(fan: Fan) -> None:
     """Cancelling the publisher cancels every call, and the fan-out does not return."""
     ended = list[str]()
 
@@ -188,7 +201,7 @@ async def test_external_cancel_reaches_all_calls(fan: FanOut) -> None:
     assert ["a", "b", "c"] == sorted(ended)
 
 
-async def test_errors_during_cancellation_do_not_hide_it(fan: FanOut) -> None:
+async def test_errors_during_cancellation_do_not_hide_it(fan: Fan) -> None:
     """A call that answers its cancellation with an error of its own does not turn it into one."""
 
     async def bitter() -> None:
@@ -203,7 +216,7 @@ async def test_errors_during_cancellation_do_not_hide_it(fan: FanOut) -> None:
 
 
 @asyncio_only
-async def test_native_cancel(fan: FanOut) -> None:
+async def test_native_cancel(fan: Fan) -> None:
     """Asyncio's own cancellation of the publisher's task ends every call and arrives as such."""
     ended = list[int]()
 
@@ -227,7 +240,7 @@ async def test_native_cancel(fan: FanOut) -> None:
 
 
 @asyncio_only
-async def test_asyncio_timeout_inside_a_call(fan: FanOut) -> None:
+async def test_asyncio_timeout_inside_a_call(fan: Fan) -> None:
     """A call may use asyncio's timeout: it ends that call only."""
 
     async def hurried() -> None:
@@ -239,14 +252,14 @@ async def test_asyncio_timeout_inside_a_call(fan: FanOut) -> None:
 
 
 @asyncio_only
-async def test_asyncio_timeout_around(fan: FanOut) -> None:
+async def test_asyncio_timeout_around(fan: Fan) -> None:
     """Asyncio's timeout around a fan-out ends all its calls."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await fan([partial(asyncio.sleep, 100)] * 3)
 
 
-async def test_fail_after_inside_a_call(fan: FanOut) -> None:
+async def test_fail_after_inside_a_call(fan: Fan) -> None:
     """A call may set itself a deadline: it ends that call only."""
 
     async def hurried() -> None:
@@ -256,7 +269,7 @@ async def test_fail_after_inside_a_call(fan: FanOut) -> None:
     assert [TimeoutError, type(None), TimeoutError] == [*map(type, await fan([hurried, quiet, hurried]))]
 
 
-async def test_move_on_after_inside_a_call(fan: FanOut) -> None:
+async def test_move_on_after_inside_a_call(fan: Fan) -> None:
     """A scope that is cancelled in one call goes unnoticed in the others."""
     done = list[str]()
 
@@ -273,7 +286,7 @@ async def test_move_on_after_inside_a_call(fan: FanOut) -> None:
     assert ["moved on", "stayed"] == done
 
 
-async def test_lock_held_over_suspension(fan: FanOut) -> None:
+async def test_lock_held_over_suspension(fan: Fan) -> None:
     """A lock keeps calls apart, and each may release what it acquired."""
     lock, inside, most = anyio.Lock(), 0, 0
 
@@ -289,7 +302,7 @@ async def test_lock_held_over_suspension(fan: FanOut) -> None:
     assert most == 1
 
 
-async def test_nested_task_group(fan: FanOut) -> None:
+async def test_nested_task_group(fan: Fan) -> None:
     """A call may open a task group over several suspensions, whose failures are its own."""
 
     async def opens(error: Exception | None) -> None:
@@ -306,7 +319,7 @@ async def test_nested_task_group(fan: FanOut) -> None:
     assert (wrong,) == outcome[1].exceptions
 
 
-async def test_nested_fan_out(fan: FanOut) -> None:
+async def test_nested_fan_out(fan: Fan) -> None:
     """A call may fan out again, three deep."""
     leaves = list[tuple[int, ...]]()
 
@@ -321,7 +334,7 @@ async def test_nested_fan_out(fan: FanOut) -> None:
     assert [(a, b, c) for a in range(3) for b in range(3) for c in range(3)] == sorted(leaves)
 
 
-async def test_event_set_from_outside(fan: FanOut) -> None:
+async def test_event_set_from_outside(fan: Fan) -> None:
     """A call waits for an event that somebody else sets later."""
     event = anyio.Event()
 
@@ -334,7 +347,7 @@ async def test_event_set_from_outside(fan: FanOut) -> None:
         assert [None, None] == await fan([event.wait, event.wait])
 
 
-async def test_scope_of_the_publisher_cancelled_by_a_call(fan: FanOut) -> None:
+async def test_scope_of_the_publisher_cancelled_by_a_call(fan: Fan) -> None:
     """A call that cancels a scope which the publisher opened ends the fan-out, siblings included."""
     with anyio.CancelScope() as scope:
 
@@ -347,7 +360,7 @@ async def test_scope_of_the_publisher_cancelled_by_a_call(fan: FanOut) -> None:
     assert scope.cancelled_caught
 
 
-async def test_current_task_is_one_and_the_same(fan: FanOut) -> None:
+async def test_current_task_is_one_and_the_same(fan: Fan) -> None:
     """A call stays in one task from its first step to its last."""
 
     async def stays() -> None:
@@ -359,7 +372,7 @@ async def test_current_task_is_one_and_the_same(fan: FanOut) -> None:
     assert [None] * 4 == await fan([stays, quiet, stays, stays])
 
 
-async def test_contexts_are_isolated(fan: FanOut) -> None:
+async def test_contexts_are_isolated(fan: Fan) -> None:
     """A call sees the publisher's context variables; what it sets is seen by nobody else."""
     seen = list[str]()
 
@@ -380,7 +393,7 @@ async def test_contexts_are_isolated(fan: FanOut) -> None:
     place.reset(token)
 
 
-async def test_reset_inside_a_call(fan: FanOut) -> None:
+async def test_reset_inside_a_call(fan: Fan) -> None:
     """A call can reset what it set, whatever happened in between."""
 
     async def sets_and_resets() -> None:
