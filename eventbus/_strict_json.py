@@ -8,7 +8,7 @@ from typing import Any
 
 from eventbus.errors import DecodeError
 
-__all__ = ("dump_json", "member", "parse_json")
+__all__ = ("DIGITS", "dump_json", "member", "parse_json")
 
 DIGITS = 4_300
 """Digits of a whole number: Python's own ceiling, whatever this process was told."""

@@ -1,6 +1,7 @@
 """Turn messages into bytes and back."""
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from typing import Any, Protocol, cast
@@ -8,7 +9,7 @@ from typing import Any, Protocol, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
-from eventbus._strict_json import parse_json
+from eventbus._strict_json import DIGITS, parse_json
 from eventbus.errors import DecodeError, EncodeError
 from eventbus.limits import Limits
 from eventbus.message import spec_of
@@ -20,6 +21,8 @@ SHOWN = 5
 
 _MASK = b'"**********"'
 _REPLACED = "\ufffd".encode()
+_DOUBTFUL = re.compile(rb"null|NaN|Infinity|\*{10}|\xef\xbf\xbd")
+"""What pydantic writes for numbers that JSON has not, for secrets, for half a surrogate pair; and for good reasons."""
 
 
 class _Schema(GenerateJsonSchema):
@@ -40,6 +43,10 @@ class Codec(Protocol):
 
     def decode(self, body: bytes, type: type) -> Any:
         """Return the message of ``type`` in a body. Raises ``DecodeError``, which quotes nothing of the body."""
+        ...
+
+    def reread(self, body: bytes, type: type) -> Any:
+        """Return the message in a body that ``encode`` wrote in this process. Raises ``DecodeError``."""
         ...
 
 
@@ -91,7 +98,12 @@ class JSONCodec:
     def decode(self, body: bytes, type: type) -> Any:
         """Return the message of ``type`` in a body. Raises ``DecodeError``, which quotes nothing of the body."""
         adapter = self._adapters.get(type) or self._built(type)
+        parse_json(body, self._limits.depth)
         return self._read(adapter, body)
+
+    def reread(self, body: bytes, type: type) -> Any:
+        """Return the message in a body that ``encode`` wrote in this process. Raises ``DecodeError``."""
+        return self._read(self._adapters.get(type) or self._built(type), body)
 
     def _built(self, type: type) -> TypeAdapter[Any]:
         if fault := self.prepare(type):
@@ -101,8 +113,8 @@ class JSONCodec:
     def _fault(self, adapter: TypeAdapter[Any], message: object, body: bytes) -> str | None:
         if len(body) > self._limits.body:
             return f"its body of {len(body)} bytes is more than Limits(body={self._limits.body})"
-        nulls, masks, lost = b"null" in body, _MASK in body, _REPLACED in body
-        if nulls or masks or lost:  # What pydantic writes for numbers that JSON has not, for secrets, for half a pair.
+        if _DOUBTFUL.search(body):
+            nulls, masks, lost = b"null" in body, _MASK in body, _REPLACED in body
             for value in _leaves(adapter.dump_python(message, round_trip=True, warnings=False)):
                 if nulls and isinstance(value, float) and not math.isfinite(value):
                     return "a number in it is not finite"
@@ -110,15 +122,20 @@ class JSONCodec:
                     return "a secret in it would be masked: give the field a serializer that reveals it"
                 if lost and isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
                     return "a text in it has a lone surrogate"
+            parse_json(body, self._limits.depth)
+        elif len(body) > DIGITS or body.count(b"[") + body.count(b"{") > self._limits.depth:
+            parse_json(body, self._limits.depth)
         back = self._read(adapter, body)
         # Equal sets may be written in another order; objects that cannot be compared are written the same.
-        same = _dump(adapter, back) == body or back == message
-        return None if same else "it would not come back from its JSON as it was"
+        same = back == message or _dump(adapter, back) == body
+        if same:
+            return None
+        parse_json(body, self._limits.depth)  # may know a better reason
+        return "it would not come back from its JSON as it was"
 
     def _read(self, adapter: TypeAdapter[Any], body: bytes) -> Any:
-        parse_json(body, self._limits.depth)
         try:
-            return adapter.validate_json(body)
+            return adapter.validator.validate_json(body)
         except ValidationError as error:
             raise DecodeError(_reason(error)) from None
         except MemoryError:
@@ -129,7 +146,7 @@ class JSONCodec:
 
 def _dump(adapter: TypeAdapter[Any], message: object) -> bytes:
     # Types that differ from their annotations are no warning here: reading back decides.
-    return adapter.dump_json(message, by_alias=True, round_trip=True, warnings=False)
+    return adapter.serializer.to_json(message, by_alias=True, round_trip=True, warnings=False)
 
 
 def _first_line(error: Exception) -> str:

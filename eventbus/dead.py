@@ -7,7 +7,7 @@ from typing import Protocol, TypedDict, runtime_checkable
 
 from typing_extensions import Unpack
 
-from eventbus.envelope import from_structured
+from eventbus.cloudevents import from_structured
 from eventbus.errors import DecodeError
 from eventbus.limits import Limits
 from eventbus.message import spec_of

@@ -4,16 +4,16 @@ import logging
 from dataclasses import dataclass
 from typing import Any, cast
 
-from eventbus.clock import Clock, Runtime
+from eventbus.clock import Runtime
 from eventbus.context import Identity, Origin, Seed, draining, seed_of
-from eventbus.envelope import Envelope, from_binary, from_structured
+from eventbus.entries import unwrap
+from eventbus.envelope import Envelope
 from eventbus.errors import DecodeError, SettleError, UnknownMessageError
 from eventbus.fanout import cancellings, cut_short, failure_in, isolated
 from eventbus.invoker import Claim, Invoker, Lapse
-from eventbus.limits import Limits
 from eventbus.registry import Registry
 from eventbus.retry import Again, Dead, decide, describe
-from eventbus.transport import Delivery, TransportError, Wire
+from eventbus.transport import Delivery, TransportError
 
 __all__ = ("Consumer", "Cut", "Done", "Gone", "Postponed", "Verdict", "settle")
 
@@ -72,7 +72,7 @@ class Consumer:
         """Run the handler on one delivery and return what becomes of it; only cancellation gets out."""
         clock, attempt = self.runtime.clock, max(delivery.attempt, 1)
         try:
-            envelope = unwrap(delivery.wire, self._registry.wiring.limits, clock)
+            envelope, ours = unwrap(delivery.wire, self._registry.wiring.limits, clock)
         except DecodeError as error:
             return Dead(str(error))
         if envelope.due is not None:
@@ -82,7 +82,7 @@ class Consumer:
             if (envelope.due - envelope.time).total_seconds() <= self._longest:
                 attempt = max(attempt - 1, 1)  # the transport, which kept it until now, has counted that
         try:
-            seed = self._seed(envelope)
+            seed = self._seed(envelope, ours)
         except (UnknownMessageError, _UnwantedError) as error:
             age = clock.now() - envelope.time.timestamp()
             return Postponed(UNKNOWN_AGAIN) if age < self._registry.wiring.limits.unknown else Dead(str(error))
@@ -133,12 +133,13 @@ class Consumer:
             log.warning("%s failed at attempt %d, again in %.3f s: %s", self.queue, attempt, verdict.after, text)
         return verdict
 
-    def _seed(self, envelope: Envelope) -> Seed:
+    def _seed(self, envelope: Envelope, ours: bool) -> Seed:
         registry = self._registry
         type_ = registry.type_of(envelope.name, envelope.version)
         if not issubclass(type_, self._invoker.known.handler.types):
             raise _UnwantedError(f"{self.queue} does not handle {envelope.name!r}: it did when this was published")
-        message: object = registry.wiring.codec.decode(envelope.body, type_)
+        codec = registry.wiring.codec
+        message: object = (codec.reread if ours else codec.decode)(envelope.body, type_)
         identity = Identity(envelope.id, envelope.correlation, envelope.causation, envelope.time)
         return seed_of(Origin(message, self.runtime, None, envelope.key, envelope.headers, identity))
 
@@ -147,13 +148,6 @@ def _interrupts(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return cast("BaseExceptionGroup[BaseException]", error).subgroup(KeyboardInterrupt) is not None
     return isinstance(error, KeyboardInterrupt)
-
-
-def unwrap(wire: Wire, limits: Limits, clock: Clock) -> Envelope:
-    """Return the envelope of a wire in either mode. Raises ``DecodeError``."""
-    if any(name.lower() == "ce-specversion" for name in wire.headers):
-        return from_binary(wire.headers, wire.body, limits, clock.now)
-    return from_structured(wire.body, limits, clock.now)
 
 
 async def settle(delivery: Delivery, verdict: Verdict) -> bool:

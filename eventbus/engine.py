@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from anyio.lowlevel import EventLoopToken, current_token
 
 from eventbus.claims import Claims
-from eventbus.clock import Runtime
+from eventbus.clock import Ids, Runtime
 from eventbus.dead import Graveyard, Named
 from eventbus.dispatch import Dispatch, Posting
 from eventbus.entries import Entries, Opened
@@ -97,6 +97,8 @@ class Engine:
         faults = [fault for link in self.used_links() if (fault := link.misplaced()) is not None]
         if faults:
             raise WiringError(faults)
+        if isinstance(self.runtime.ids, Ids):
+            self.runtime.ids.forget()  # this process may have been forked off one that has ids in stock
         failure: BaseException | None = None
         async with AsyncExitStack() as stack:
             self._home = current_token(), os.getpid()

@@ -4,16 +4,19 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import anyio
 
+from eventbus.clock import Clock
+from eventbus.cloudevents import binary, from_binary, from_structured, structured
 from eventbus.dispatch import Posting
-from eventbus.envelope import Envelope, binary, check_key, structured
+from eventbus.envelope import Envelope, check_key
 from eventbus.errors import NoTransactionError, NotRunningError, PublishError, TransactionClosedError
+from eventbus.limits import Limits
 from eventbus.link import Link
 from eventbus.registry import MEMORY, STORE, Registry
 from eventbus.store import NewEntry, Recipient, Transaction, Unit
@@ -21,7 +24,7 @@ from eventbus.transport import Capabilities, Wire
 
 log = logging.getLogger("eventbus")
 
-__all__ = ("Entries", "Opened", "outward", "wrap")
+__all__ = ("Entries", "Opened", "outward", "unwrap", "wrap")
 
 Opened = tuple[Transaction[Any], Unit]
 Action = Callable[[], Awaitable[None]]
@@ -175,13 +178,13 @@ class Entries:
         entries: list[NewEntry] = []
         actions: list[Action] = []
         for posting in postings:
-            kept = [one for one in posting.subject.targets if one == STORE or (one != MEMORY and self._store)]
+            kept = [one for one in posting.plan.targets if one == STORE or (one != MEMORY and self._store)]
             if kept and level is None and atomic:
                 raise NoTransactionError(posting.subject.spec.name, kept[0])
             envelope = self._envelope(posting)
             if kept:
                 entries.append(self._entry(posting, envelope, kept))
-            for target in posting.subject.targets:
+            for target in posting.plan.targets:
                 heard = target != MEMORY or (posting.subject.source == MEMORY and posting.subject.routed)
                 if target not in kept and heard:
                     actions.append(partial(self._publish, target, envelope, posting.delay))
@@ -229,17 +232,36 @@ class Entries:
         if link is None:
             raise NotRunningError(f"publishing {envelope.name!r} to {target!r}")
         if delay:
-            envelope = replace(envelope, due=envelope.time + timedelta(seconds=delay))
+            envelope = envelope._replace(due=envelope.time + timedelta(seconds=delay))
         try:
             await link.publish(envelope.name, [wrap(envelope, link.transport.capabilities)])
         except PublishError as error:
             raise error.failed[0] from error
 
 
+@dataclass(frozen=True, slots=True)
+class Kept(Wire):
+    """Be a wire that stays in this process, so that nobody has to write its envelope down and read it again."""
+
+    envelope: Envelope | None = None
+
+
 def wrap(envelope: Envelope, capabilities: Capabilities) -> Wire:
     """Return an envelope as a transport carries it; what is delayed is in no order."""
     lane = None if envelope.due else envelope.key
+    if capabilities.local:
+        return Kept(envelope.id, envelope.body, key=lane, envelope=envelope)
     if not capabilities.headers:
         return Wire(envelope.id, structured(envelope), key=lane)
     headers, body = binary(envelope)
     return Wire(envelope.id, body, headers, lane)
+
+
+def unwrap(wire: Wire, limits: Limits, clock: Clock) -> tuple[Envelope, bool]:
+    """Return the envelope of a wire in either mode, and whether this process wrote it. Raises ``DecodeError``."""
+    if isinstance(wire, Kept) and wire.envelope is not None:
+        return wire.envelope, True
+    headers = wire.headers
+    if headers and ("ce-specversion" in headers or any(name.lower() == "ce-specversion" for name in headers)):
+        return from_binary(headers, wire.body, limits, clock.now), False
+    return from_structured(wire.body, limits, clock.now), False

@@ -93,19 +93,19 @@ class _Run(Generic[A]):
         """Step the calls from ``first`` on until one suspends; hand the rest over and see that one to its end."""
         calls, argument = self.calls, self.argument
         for index in range(first, len(calls)):
-            context = copy_context()
+            context, resumed = copy_context(), None
             try:
                 steps = context.run(calls[index], argument)
-                yielded = context.run(steps.send, None)
+                resumed = _resumption(steps, context, context.run(steps.send, None))
             except StopIteration:
-                continue
+                resumed = None
             except BaseException as error:
                 if not self.fails(index, error):
                     return
-            else:
+            if resumed is not None:
                 self.many = first > 0
                 self.hand_over(index + 1)
-                await (self.finish if first else self.finish_here)(index, _resumption(steps, context, yielded))
+                await (self.finish if first else self.finish_here)(index, resumed)
                 return
 
     def hand_over(self, rest: int) -> None:

@@ -12,9 +12,9 @@ from typing import Protocol, runtime_checkable
 
 from eventbus.claims import ClaimedDelivery, Claims
 from eventbus.clock import Runtime
-from eventbus.delivery import UNKNOWN_AGAIN, Consumer, Done, Postponed, Verdict, settle, unwrap
-from eventbus.entries import outward, wrap
-from eventbus.envelope import structured
+from eventbus.cloudevents import structured
+from eventbus.delivery import UNKNOWN_AGAIN, Consumer, Done, Postponed, Verdict, settle
+from eventbus.entries import outward, unwrap, wrap
 from eventbus.errors import DecodeError, Lost, PublishError, SettleError, StoreError
 from eventbus.invoker import Invoker
 from eventbus.ledger import Ledger
@@ -176,7 +176,7 @@ class Sources:
         if store is None:
             raise TypeError("ingesting needs a store")
         try:
-            envelope = unwrap(delivery.wire, self._registry.wiring.limits, self._runtime.clock)
+            envelope, _ = unwrap(delivery.wire, self._registry.wiring.limits, self._runtime.clock)
         except DecodeError as error:
             return Dead(str(error))
         recipients = [
@@ -202,7 +202,7 @@ class Sources:
 
     async def _send_out(self, link: Link, backoff: Backoff, delivery: Delivery) -> Verdict:
         try:
-            envelope = unwrap(delivery.wire, self._registry.wiring.limits, self._runtime.clock)
+            envelope, _ = unwrap(delivery.wire, self._registry.wiring.limits, self._runtime.clock)
         except DecodeError as error:
             return Dead(str(error))
         try:

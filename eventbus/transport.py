@@ -84,6 +84,8 @@ class Capabilities:
     """The largest body."""
     backends: frozenset[str] = frozenset({"asyncio"})
     """The event loops it runs on."""
+    local: bool = False
+    """What is published comes back as the very same ``Wire`` objects: nothing leaves this process."""
 
 
 class Delivery(Protocol):

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "eventbus"
 
-GROUND = ("errors", "_extras", "limits", "clock", "message", "_strict_json", "envelope", "context")
+GROUND = ("errors", "_extras", "limits", "clock", "message", "_strict_json", "envelope", "cloudevents", "context")
 PROMISES = ("codec", "middleware", "transport", "store")
 ENGINE = (
     *(

@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, cast
@@ -15,9 +14,10 @@ from anyio.lowlevel import checkpoint
 
 from eventbus import Event, EventBus, Limits, Lost, Module, Reject, Retry, RetryLater, SettleError, UnknownMessageError
 from eventbus.clock import Runtime
+from eventbus.cloudevents import binary, structured
 from eventbus.context import draining
 from eventbus.delivery import Consumer, Cut, Done, Gone, Postponed, Verdict, settle
-from eventbus.envelope import Envelope, binary, structured
+from eventbus.envelope import Envelope
 from eventbus.invoker import Claim, Invoker, Lapse
 from eventbus.retry import Again, Dead
 from eventbus.testing.clock import VirtualClock
@@ -66,7 +66,7 @@ class Desk:
         made = Envelope(
             id="7", name="v.paid", version=2, time=now, source="shop", correlation="7", body=b'{"sum": 3}', headers={}
         )
-        return replace(made, **facts)
+        return made._replace(**facts)
 
     async def attend(self, attempt: int = 1, **facts: Any) -> Verdict:
         """Attend to a delivery of an envelope."""

@@ -133,7 +133,7 @@ def test_deep_text_is_refused_at_once() -> None:
 from eventbus import Event, Limits
 from eventbus._strict_json import parse_json
 from eventbus.codec import JSONCodec
-from eventbus.envelope import from_binary, from_structured
+from eventbus.cloudevents import from_binary, from_structured
 from eventbus.errors import DecodeError
 
 class Anything(Event):

@@ -63,7 +63,7 @@ class MemoryTransport:
         self.capabilities = Capabilities(
             confirm="none", unheard="refused", groups=True, broadcast=True, returns="link", settle="each",
             attempts=True, retry=math.inf, grain=0.001, dead=True, order="exclusive", headers=True,
-            max_bytes=self._limits.body, backends=frozenset({"asyncio", "trio"}),
+            max_bytes=self._limits.body, backends=frozenset({"asyncio", "trio"}), local=True,
         )  # fmt: skip
 
     @classmethod
