@@ -5,21 +5,16 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from eventbus import store as stores
 from eventbus import transport as carriers
 from eventbus._extras import load
-from eventbus.catalog import Explanation, explain
 from eventbus.clock import Runtime
 from eventbus.codec import JSONCodec
-from eventbus.dead import DeadLetters
 from eventbus.dispatch import Publish, Receipt
-from eventbus.engine import Engine
 from eventbus.errors import WiringError
-from eventbus.health import Health, report
 from eventbus.limits import Limits
-from eventbus.live import Gap, Stream
 from eventbus.message import Command, check_message_type
 from eventbus.middleware import Middleware
 from eventbus.module import Module, checked
@@ -27,6 +22,13 @@ from eventbus.registry import MEMORY, Wiring, compile_wiring
 from eventbus.routes import RESERVED, Routes
 from eventbus.store import Store, Transaction
 from eventbus.transport import Transport
+
+if TYPE_CHECKING:  # loaded when they are needed: a bus that is only imported must not make anybody wait
+    from eventbus.catalog import Explanation
+    from eventbus.dead import DeadLetters
+    from eventbus.engine import Engine
+    from eventbus.health import Health
+    from eventbus.live import Gap, Stream
 
 __all__ = ("EventBus",)
 
@@ -106,8 +108,6 @@ class EventBus:
             overrides=self._overrides,
             bus_type=EventBus,
         )
-        self.dead = DeadLetters(lambda: self.engine)
-        """The dead: find, get, replay and discard them."""
 
     @property
     def name(self) -> str | None:
@@ -130,17 +130,25 @@ class EventBus:
         return self._wiring.limits
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> "Engine":
         """The compiled bus, for the test kit and adapters; made at the first look."""
-        if self._engine is None:
-            self._engine = Engine(self, compile_wiring(self._wiring), self._runtime)
-        return self._engine
+        engine = self._engine
+        if engine is None:
+            made: Engine = load("eventbus.engine:Engine")(self, compile_wiring(self._wiring), self._runtime)
+            engine = self._engine = made
+        return engine
+
+    @property
+    def dead(self) -> "DeadLetters":
+        """The dead: find, get, replay and discard them."""
+        letters: DeadLetters = load("eventbus.dead:DeadLetters")(lambda: self.engine)
+        return letters
 
     def compile(self) -> None:
         """Freeze the wiring. Raises one ``WiringError`` that lists every fault."""
         _ = self.engine
 
-    def explain(self, what: type | str | None = None) -> Explanation:
+    def explain(self, what: type | str | None = None) -> "Explanation":
         """Return who handles a message, where it goes and what is promised there; ``str()`` of it is for people.
 
         Args:
@@ -153,10 +161,13 @@ class EventBus:
         """
         registry = self.engine.registry
         if what is None:
-            return explain(registry, list(registry.subjects.values()))
-        type_ = registry.type_of(what) if isinstance(what, str) else what
-        check_message_type(type_)
-        return explain(registry, [registry.subject(type_)])
+            subjects = list(registry.subjects.values())
+        else:
+            type_ = registry.type_of(what) if isinstance(what, str) else what
+            check_message_type(type_)
+            subjects = [registry.subject(type_)]
+        explained: Explanation = load("eventbus.catalog:explain")(registry, subjects)
+        return explained
 
     if sys.version_info >= (3, 12):
 
@@ -273,15 +284,15 @@ class EventBus:
     @overload
     def stream(
         self, event: type[E], /, *more: type[E], buffer: int = 100, slow: Literal["drop"] = "drop"
-    ) -> AbstractAsyncContextManager[Stream[E | Gap]]: ...
+    ) -> "AbstractAsyncContextManager[Stream[E | Gap]]": ...
     @overload
     def stream(
         self, event: type[E], /, *more: type[E], buffer: int = 100, slow: Literal["disconnect"]
-    ) -> AbstractAsyncContextManager[Stream[E]]: ...
+    ) -> "AbstractAsyncContextManager[Stream[E]]": ...
     @asynccontextmanager
     async def stream(
         self, event: type[Any], /, *more: type[Any], buffer: int = 100, slow: Literal["drop", "disconnect"] = "drop"
-    ) -> AsyncGenerator[Stream[Any]]:
+    ) -> "AsyncGenerator[Stream[Any]]":
         """Open a live stream of events, for a WebSocket or server-sent events; at most once, after commit.
 
         Args:
@@ -317,9 +328,10 @@ class EventBus:
         async with self.engine.running(consume):
             yield self
 
-    def health(self) -> Health:
+    def health(self) -> "Health":
         """Return how the bus and its parts are doing."""
-        return report(self.engine)
+        reported: Health = load("eventbus.health:report")(self.engine)
+        return reported
 
     def share_overrides(self, overrides: MutableMapping[Callable[..., Any], Callable[..., Any]]) -> None:
         """Look dependencies up in ``overrides`` first, by reference. Raises ``WiringError`` while the bus runs."""

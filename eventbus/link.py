@@ -1,7 +1,7 @@
 """Keep one transport open, and open it again when it is lost: the only loop that reconnects."""
 
-import asyncio
 import logging
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
@@ -68,12 +68,11 @@ class Link:
 
     def misplaced(self) -> str | None:
         """Return what is wrong with opening the transport in this event loop, or None."""
+        asyncio = sys.modules.get("asyncio")  # whoever runs on it has imported it, and it takes its time
         try:
-            asyncio.get_running_loop()
+            here = "trio" if asyncio is None or asyncio.get_running_loop() is None else "asyncio"
         except RuntimeError:
             here = "trio"
-        else:
-            here = "asyncio"
         offered = self.transport.capabilities.backends
         if here in offered:
             return None

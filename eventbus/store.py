@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import entry_points
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
 from eventbus._extras import load
@@ -49,16 +49,14 @@ GROUP = "eventbus.stores"
 """The entry-point group in which other packages offer schemes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
+class Recipient(NamedTuple):
     """Name who gets an entry; an ``ordered`` one gets equal keys one after another."""
 
     name: str
     ordered: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Interest:
+class Interest(NamedTuple):
     """Announce that the handler ``name`` wants messages of ``type``."""
 
     name: str
@@ -66,8 +64,7 @@ class Interest:
     ordered: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewEntry:
+class NewEntry(NamedTuple):
     """Hold one message to be written: a row for every announced interest in ``type`` and for every recipient."""
 
     message_id: str
@@ -82,8 +79,7 @@ class NewEntry:
     recipients: tuple[Recipient, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Hold one claimed row; ``(seq, claims)`` is the right to settle it."""
 
     seq: int
@@ -98,16 +94,14 @@ class Entry:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """Hold what a claim brought, and where the next scan of lanes goes on (``""``: from the beginning)."""
 
     entries: Sequence[Entry] = ()
     cursor: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """Say what becomes of one claimed entry.
 
     ``done`` leaves it as the memory of a duplicate; ``again`` counts a failure and makes it due after ``after``
@@ -154,8 +148,7 @@ class DeadFilter:
     """The id of the last entry of the page before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
+class Backlog(NamedTuple):
     """Count what waits for one recipient."""
 
     recipient: str
