@@ -1,0 +1,180 @@
+"""Know the tables of the SQLAlchemy store: what they are in each dialect, which version, and how they are made."""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    create_mock_engine,
+    insert,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.types import TypeEngine
+
+from eventbus.errors import StoreError
+
+__all__ = ("ENTRY", "SCHEMA", "SUBSCRIPTION", "VERSION", "ddl", "metadata", "prepare")
+
+VERSION = 1
+"""The version of the tables that this code writes."""
+OLDEST = 1
+"""The oldest version of this code that may use tables of ``VERSION``, so that both work while an upgrade rolls."""
+BINARY = "utf8mb4_nopad_bin"
+"""The collation of MariaDB in which every character counts, blanks at the end too."""
+
+
+def _text(length: int) -> TypeEngine[str]:
+    """Return the type of a text that is compared character by character."""
+    return (
+        String(length)
+        .with_variant(Text(collation="C"), "postgresql")
+        .with_variant(mysql.VARCHAR(length, charset="utf8mb4", collation=BINARY), "mysql", "mariadb")
+    )
+
+
+NAME = _text(200)
+RECIPIENT = _text(400)
+LONG = Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation=BINARY), "mysql", "mariadb")
+BYTES = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+OPTIONS: dict[str, Any] = {
+    "mysql_engine": "InnoDB",
+    "mariadb_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mariadb_charset": "utf8mb4",
+}
+
+metadata = MetaData()
+"""The tables of the store, for Alembic: add it to the ``target_metadata`` of your own."""
+
+ENTRY = Table(
+    "eventbus_entry",
+    metadata,
+    Column("seq", NUMBER, Identity(always=True), primary_key=True),
+    Column("message_id", NAME, nullable=False),
+    Column("recipient", RECIPIENT, nullable=False),
+    Column("type", NAME, nullable=False),
+    Column("lane", NAME),
+    Column("state", SmallInteger, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("claims", Integer, nullable=False, server_default=text("0")),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("heard", Integer, nullable=False, server_default=text("0")),
+    Column("owner", NAME),
+    Column("error", LONG),
+    Column("body", BYTES),
+    sqlite_autoincrement=True,
+    **OPTIONS,
+)
+"""States: 0 ready, 1 done, 2 dead, 3 discarded; ``due_at`` is delay, back-off, lease end and time of death in one."""
+
+SUBSCRIPTION = Table(
+    "eventbus_subscription",
+    metadata,
+    Column("name", RECIPIENT, nullable=False),
+    Column("type", NAME, nullable=False),
+    Column("ordered", SmallInteger, nullable=False),
+    Column("last_seen", BigInteger, nullable=False),
+    PrimaryKeyConstraint("name", "type"),
+    **OPTIONS,
+)
+
+SCHEMA = Table(
+    "eventbus_schema",
+    metadata,
+    Column("version", Integer, nullable=False, primary_key=True, autoincrement=False),
+    Column("oldest", Integer, nullable=False),
+    **OPTIONS,
+)
+
+
+def _index(name: str, *columns: str, where: str, everywhere: bool = True, unique: bool = False) -> None:
+    """Declare a partial index; MariaDB, which has none, gets it whole or not at all."""
+    condition = text(where) if where else None
+    index = Index(
+        f"eventbus_entry_{name}",
+        *(ENTRY.c[column] for column in columns),
+        unique=unique,
+        postgresql_where=condition,
+        sqlite_where=condition,
+    )
+    if not everywhere:
+        index.ddl_if(callable_=_is_partial)
+
+
+def _is_partial(*args: Any, dialect: Any, **others: Any) -> bool:
+    return dialect.name in ("postgresql", "sqlite")
+
+
+_index("once", "message_id", "recipient", where="", unique=True)
+_index("due", "state", "recipient", "due_at", where="state = 0 AND lane IS NULL")
+_index("lane", "recipient", "lane", "seq", "state", "due_at", where="lane IS NOT NULL")
+_index("owned", "due_at", where="state = 0 AND owner IS NOT NULL", everywhere=False)
+_index("dead", "recipient", "due_at", where="state = 2", everywhere=False)
+_index("over", "due_at", where="state IN (1, 3)", everywhere=False)
+
+
+def ddl(dialect: str) -> str:
+    """Return the statements that make the tables in a dialect: ``postgresql``, ``mariadb``, ``mysql`` or ``sqlite``.
+
+    Raises ``ValueError`` for another.
+
+    >>> print(ddl("sqlite").splitlines()[0])
+    CREATE TABLE eventbus_entry (
+    """
+    if dialect not in ("postgresql", "mariadb", "mysql", "sqlite"):
+        raise ValueError(f"no tables for {dialect!r}: known are mariadb, mysql, postgresql and sqlite")
+    written: list[str] = []
+    driver = {"postgresql": "postgresql+psycopg", "mysql": "mysql+asyncmy", "mariadb": "mariadb+asyncmy"}
+
+    def write(statement: Any, *args: Any, **others: Any) -> None:
+        compiled = statement.compile(dialect=engine.dialect)
+        written.append(str(compiled).strip().replace("\t", "    "))
+
+    engine = create_mock_engine(f"{driver.get(dialect, dialect)}://", write)
+    metadata.create_all(engine, checkfirst=False)
+    written.append(f"INSERT INTO eventbus_schema (version, oldest) VALUES ({VERSION}, {OLDEST})")
+    return ";\n\n".join("\n".join(line.rstrip() for line in one.splitlines()) for one in written) + ";\n"
+
+
+def prepare(connection: Connection, *, create: bool, where: str) -> None:
+    """Check that the tables are there in a version that this code can use; make them if asked to."""
+    if not inspect(connection).has_table(SCHEMA.name):
+        if not create:
+            dialect = connection.dialect.name
+            raise StoreError(
+                f"{where} has no eventbus tables: print their DDL with eventbus.stores.sqlalchemy.ddl({dialect!r}), "
+                "add eventbus.stores.sqlalchemy.metadata to your Alembic target_metadata, or let the store make them "
+                "(create=True, in a URL ?create=true)"
+            )
+        metadata.create_all(connection)
+    found = connection.execute(select(SCHEMA.c.version, SCHEMA.c.oldest).order_by(SCHEMA.c.version.desc())).first()
+    if found is None:  # made by a migration, which writes no rows
+        try:
+            for table in (ENTRY, SUBSCRIPTION):
+                connection.execute(select(table).where(text("1 = 0")))
+        except SQLAlchemyError as error:
+            raise StoreError(f"{where} has other eventbus tables than version {VERSION}: {error}") from error
+        connection.execute(insert(SCHEMA).values(version=VERSION, oldest=OLDEST))
+    elif found.oldest > VERSION:
+        raise StoreError(
+            f"{where} has eventbus tables of version {found.version}, which this eventbus (version {VERSION}) is too "
+            "old for: install the eventbus that made them, or a newer one"
+        )
+    elif found.version < VERSION:
+        raise StoreError(f"{where} has eventbus tables of version {found.version}, too old for version {VERSION}")

@@ -1,0 +1,234 @@
+"""Keep entries in the user's own database, through the user's SQLAlchemy engine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any, Self, TypeVar
+
+import anyio
+
+from eventbus.errors import MissingExtraError, StoreError
+
+try:
+    from sqlalchemy import Connection, Engine, make_url
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+    from sqlalchemy.orm import Session, sessionmaker
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] not in ("sqlalchemy", "greenlet"):
+        raise
+    raise MissingExtraError("eventbus.stores.sqlalchemy", "sqlalchemy") from error
+
+from eventbus.clock import Clock
+from eventbus.limits import Limits
+from eventbus.store import (
+    Backlog,
+    Claimed,
+    DeadEntry,
+    DeadFilter,
+    Interest,
+    NewEntry,
+    Recipient,
+    Settlement,
+    Unit,
+)
+from eventbus.stores._sqlalchemy_link import AsyncLink, Link, ThreadLink
+from eventbus.stores._sqlalchemy_mariadb import MariaDBRows
+from eventbus.stores._sqlalchemy_postgresql import PostgreSQLRows
+from eventbus.stores._sqlalchemy_rows import BATCH, Rows
+from eventbus.stores._sqlalchemy_schema import ddl, metadata, prepare
+from eventbus.stores._sqlalchemy_sqlite import SQLiteRows, really_begin
+from eventbus.stores._sqlalchemy_unit import JoinedUnit, OwnUnit
+
+__all__ = ("SQLAlchemyStore", "ddl", "metadata")
+
+T = TypeVar("T")
+
+DEFAULTS = Limits()
+
+
+class SQLAlchemyStore:
+    """Keep entries in the user's database.
+
+    Args:
+        engine: an ``AsyncEngine`` (asyncio only) or an ``Engine``, whose calls are made in threads.
+        listen: False for a PostgreSQL behind a pooler, where LISTEN reaches nobody: the store polls only.
+        create: make the tables at the start if they are not there.
+        sessionmaker: how sessions are made, such as ``async_sessionmaker(engine, class_=...)``; SQLAlchemy's own
+            otherwise, with ``expire_on_commit=False``.
+        limits: ``waiting`` is the ceiling of a silent handler.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine | Engine,
+        *,
+        listen: bool = True,
+        create: bool = False,
+        sessionmaker: "async_sessionmaker[Any] | sessionmaker[Any] | None" = None,
+        limits: Limits = DEFAULTS,
+    ) -> None:
+        self._engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        self._create = create
+        self._listen = listen
+        self._link: Link = AsyncLink(engine) if isinstance(engine, AsyncEngine) else ThreadLink(engine)
+        self._sessions = sessionmaker or _sessionmaker(engine)
+        self._rows = _rows(self._engine, limits, notify=listen)
+        self._open = False
+
+    @property
+    def shared(self) -> bool:
+        """Tell that other processes see this store."""
+        return True
+
+    @property
+    def exclusive(self) -> bool:
+        """Tell whether an open transaction keeps every other writer out: on SQLite."""
+        return self._engine.dialect.name == "sqlite"
+
+    @property
+    def sessions(self) -> tuple[type, ...]:
+        """Return what ``Transaction[S]`` may name."""
+        return (self._sessions.class_,)
+
+    def bind(self, clock: Clock | None) -> None:
+        """Take times from ``clock`` instead of the database; None goes back."""
+        self._rows.clock = clock
+
+    async def __aenter__(self) -> Self:
+        """Open: look at the database and its tables. Raises ``StoreError``."""
+        if self._open:
+            raise StoreError(f"the store of {self._engine.url} is open already")
+        await self._link.open()
+        try:
+            where = self._engine.url.render_as_string(hide_password=True)
+            await self._link.call(partial(prepare, create=self._create, where=where), single=False)
+        except BaseException:
+            await self._link.close()
+            raise
+        self._open = True
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close; the engine is the caller's and stays as it is."""
+        if self._open:
+            self._open = False
+            await self._link.close()
+
+    def begin(self, session: object | None = None) -> AbstractAsyncContextManager[Unit]:
+        """Return a transaction; ``session`` joins the caller's, which the caller commits.
+
+        Raises ``StoreError`` for a session of another engine, ``TypeError`` for something else.
+        """
+        self._check()
+        if session is None:
+            return OwnUnit(self._link, self._rows, self._engine, self._sessions())
+        return JoinedUnit(self._link, self._rows, self._engine, self._checked(session))
+
+    def _checked(self, session: object) -> object:
+        wanted = AsyncSession if isinstance(self._link, AsyncLink) else Session
+        if not isinstance(session, wanted):
+            raise TypeError(f"this store joins a {wanted.__name__}, not {session!r}")
+        sync: Session = session.sync_session if isinstance(session, AsyncSession) else session
+        if sync.get_bind().engine.pool is not self._engine.pool:
+            raise StoreError(
+                f"the session works on {sync.get_bind().engine.url!r}, the store on {self._engine.url!r} through another "
+                "engine: what they write is not committed together. Give both the same engine"
+            )
+        return session
+
+    async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
+        """Write entries; return the recipients written to."""
+        return await self._write(partial(self._rows.add, entries=tuple(entries)))
+
+    async def claim(self, recipient: Recipient, *, owner: str, limit: int, lease: float, cursor: str = "") -> Claimed:
+        """Lease up to ``limit`` due entries; if the caller is cancelled meanwhile they are released."""
+        work = partial(self._rows.claim, recipient=recipient, owner=owner, limit=limit, lease=lease, cursor=cursor)
+        self._check()
+        return await self._link.call(work, single="claim" in self._rows.single, undo=self._give_back)
+
+    def _give_back(self, claimed: Claimed) -> Callable[[Connection], object]:
+        released = [Settlement(entry.seq, entry.claims, "release") for entry in claimed.entries]
+        return partial(self._rows.settle, settlements=released)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> frozenset[int]:
+        """Write many settlements; return the seqs whose lease was lost."""
+        return await self._write(partial(self._rows.settle, settlements=tuple(settlements)))
+
+    async def extend(self, held: Sequence[tuple[int, int]], lease: float) -> frozenset[int]:
+        """Renew leases; return the seqs whose lease was lost."""
+        return await self._write(partial(self._rows.extend, held=tuple(held), lease=lease))
+
+    async def announce(self, interests: Sequence[Interest], *, aliases: Sequence[tuple[str, str]] = ()) -> None:
+        """Write interests with the time; move entries of old names to the new ones."""
+        await self._write(partial(self._rows.announce, interests=tuple(interests)))
+        for old, new in aliases:
+            while old != new and await self._write(partial(self._rows.rename, old=old, new=new, batch=BATCH)):
+                pass
+
+    async def forget(self, recipient: str) -> int:
+        """Drop a recipient's interests and make its waiting entries dead; return how many."""
+        forgotten = more = await self._write(partial(self._rows.forget, name=recipient, batch=BATCH))
+        while more:
+            more = await self._write(partial(self._rows.forget, name=recipient, batch=BATCH))
+            forgotten += more
+        return forgotten
+
+    async def due(self, recipients: Sequence[str]) -> dict[str, float]:
+        """Return for each recipient with waiting entries the seconds until its first can be claimed."""
+        return await self._read(partial(self._rows.due, recipients=tuple(recipients)))
+
+    async def sweep(self, *, retention: float, lease: float, batch: int) -> int:
+        """Prune what is older than ``retention`` and free leases beyond ``lease`` from a clock that jumped."""
+        return await self._write(partial(self._rows.sweep, retention=retention, lease=lease, batch=batch))
+
+    async def backlog(self) -> Sequence[Backlog]:
+        """Count what waits and what is dead, per recipient."""
+        return await self._read(partial(self._rows.backlog))
+
+    async def dead(self, chosen: DeadFilter) -> Sequence[DeadEntry]:
+        """Return chosen dead entries, oldest first."""
+        return await self._read(partial(self._rows.dead, chosen=chosen))
+
+    async def replay(self, chosen: DeadFilter) -> Mapping[str, int]:
+        """Make chosen dead entries due now, failures forgotten; return how many per recipient."""
+        return await self._write(partial(self._rows.replay, chosen=chosen))
+
+    async def discard(self, chosen: DeadFilter) -> int:
+        """Forget chosen dead entries but for their ids; return how many."""
+        return await self._write(partial(self._rows.discard, chosen=chosen))
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` when another process may have written, until cancelled."""
+        await anyio.sleep_forever()
+
+    def _check(self) -> None:
+        if not self._open:
+            raise StoreError(f"the store of {self._engine.url} is not open: use it within `async with store:`")
+        self._link.check()
+
+    async def _write(self, verb: "partial[T]") -> T:
+        self._check()
+        return await self._link.call(verb, single=verb.func.__name__ in self._rows.single)
+
+    async def _read(self, verb: "partial[T]") -> T:
+        self._check()
+        return await self._link.call(verb, single=True)
+
+
+def _sessionmaker(engine: AsyncEngine | Engine) -> "async_sessionmaker[AsyncSession] | sessionmaker[Session]":
+    if isinstance(engine, AsyncEngine):
+        return async_sessionmaker(engine, expire_on_commit=False)
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def _rows(engine: Engine, limits: Limits, *, notify: bool) -> Rows:
+    match engine.dialect.name:
+        case "postgresql":
+            return PostgreSQLRows(limits, notify=notify)
+        case "mariadb" | "mysql":
+            return MariaDBRows(limits)
+        case "sqlite":
+            really_begin(engine)
+            return SQLiteRows(limits)
+        case name:
+            raise ValueError(f"no store in {name}: known are PostgreSQL, MariaDB and SQLite")
