@@ -28,6 +28,7 @@ __all__ = ("Entries", "Opened", "outward", "unwrap", "wrap")
 
 Opened = tuple[Transaction[Any], Unit]
 Action = Callable[[], Awaitable[None]]
+Stands = Callable[[], bool]
 
 
 def outward(source: str, transport: str) -> str:
@@ -43,10 +44,10 @@ class Level:
     def __init__(self, transaction: Transaction[Any], unit: Unit) -> None:
         self.transaction = transaction
         self.unit = unit
-        self.entries: list[NewEntry] = []
-        """What is to be written when it ends well."""
-        self.actions: list[Action] = []
-        """What is to be done once the whole transaction has committed."""
+        self.entries: list[tuple[Stands, NewEntry]] = []
+        """What is to be written when it ends well, if it still stands then."""
+        self.actions: list[tuple[Stands, Action]] = []
+        """What is to be done once the whole transaction has committed, if it still stands then."""
         self.gate = anyio.Lock()
         """Lets one savepoint in at a time: those of one connection can only be nested, never side by side."""
 
@@ -78,7 +79,7 @@ class Entries:
         level = self.current("publishing")
         if level is None:
             return False
-        level.actions.append(action)
+        level.actions.append((level.unit.stands(), action))
         return True
 
     @asynccontextmanager
@@ -124,11 +125,21 @@ class Entries:
     async def _commit(self, opening: AbstractAsyncContextManager[Unit], level: Level) -> None:
         """Commit, and do what was to follow; that a caller is cancelled meanwhile does not part the two."""
 
-        async def commit() -> None:
-            await opening.__aexit__(None, None, None)
+        def committed() -> None:
             level.transaction.committed = True
             self._wake(frozenset(level.transaction.touched))
 
+        async def commit() -> None:
+            await opening.__aexit__(None, None, None)
+            committed()
+
+        async def follow() -> None:
+            committed()
+            await self._follow(level.actions)
+
+        if level.unit.watch(lambda: self._spawn(follow)):
+            await opening.__aexit__(None, None, None)
+            return
         if not level.actions:
             await commit()
             return
@@ -148,10 +159,10 @@ class Entries:
         if failed:
             raise failed[0]
 
-    async def _follow(self, actions: Sequence[Action]) -> list[Exception]:
+    async def _follow(self, actions: Sequence[tuple[Stands, Action]]) -> list[Exception]:
         """Do what was to follow a commit, all of it though some of it fails; return what failed."""
         failed: list[Exception] = []
-        for action in actions:
+        for action in [action for stands, action in actions if stands()]:
             try:
                 await action()
             except Exception as error:
@@ -169,7 +180,8 @@ class Entries:
     async def flush(self, level: Level) -> None:
         """Write what was published at a level so far, also what comes while this writes."""
         while level.entries:
-            entries, level.entries = level.entries, []
+            pending, level.entries = level.entries, []
+            entries = [entry for stands, entry in pending if stands()]
             level.transaction.touched |= await level.unit.add(entries)
 
     async def post(self, postings: Sequence[Posting], atomic: bool) -> None:
@@ -189,8 +201,9 @@ class Entries:
                 if target not in kept and heard:
                     actions.append(partial(self._publish, target, envelope, posting.delay))
         if level is not None:
-            level.entries += entries
-            level.actions += actions
+            stands = level.unit.stands()
+            level.entries += [(stands, entry) for entry in entries]
+            level.actions += [(stands, action) for action in actions]
             return
         if entries and self._store is not None:
             self._wake(await self._store.add(entries))

@@ -40,10 +40,15 @@ __all__ = (
 S = TypeVar("S")
 
 SCHEMES: dict[str, str] = {
+    "mariadb": "eventbus.stores.sqlalchemy:SQLAlchemyStore",
     "memory": "eventbus.stores.memory:MemoryStore",
+    "mysql": "eventbus.stores.sqlalchemy:SQLAlchemyStore",
+    "postgresql": "eventbus.stores.sqlalchemy:SQLAlchemyStore",
     "sqlite": "eventbus.stores.sqlite:SQLiteStore",
+    "sqlite+aiosqlite": "eventbus.stores.sqlalchemy:SQLAlchemyStore",
+    "sqlite+pysqlite": "eventbus.stores.sqlalchemy:SQLAlchemyStore",
 }
-"""URL scheme (the part before any ``+driver``) -> "module:class"; the class is built by ``from_url``."""
+"""URL scheme, or the part before its ``+driver`` -> "module:class"; the class is built by ``from_url``."""
 
 GROUP = "eventbus.stores"
 """The entry-point group in which other packages offer schemes."""
@@ -176,6 +181,14 @@ class Unit(Protocol):
         """Write entries in this transaction; duplicates are ignored. Return the recipients written to."""
         ...
 
+    def stands(self) -> Callable[[], bool]:
+        """Return what tells later whether work done now has not been undone by a savepoint of the session's owner."""
+        ...
+
+    def watch(self, committed: Callable[[], object]) -> bool:
+        """Call ``committed`` once the session's owner has committed; False if the end of this unit is the commit."""
+        ...
+
     async def settle(self, settlement: Settlement) -> bool:
         """Write a settlement in this transaction; False if the lease is lost."""
         ...
@@ -306,8 +319,9 @@ def connect(url: str, limits: Limits | None = None) -> Store:
     >>> connect("memory://").shared
     False
     """
-    scheme = urlsplit(url).scheme.partition("+")[0]
-    target = SCHEMES.get(scheme)
+    named = urlsplit(url).scheme
+    scheme = named.partition("+")[0]
+    target = SCHEMES.get(named) or SCHEMES.get(scheme)
     if target is not None:
         store: Store = load(target).from_url(url, limits=limits or Limits())
         return store

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from eventbus.limits import Limits
 from eventbus.store import Claimed, Interest, NewEntry, Recipient, Settlement
 from eventbus.stores._sqlalchemy_lanes import Seen, go_round
+from eventbus.stores._sqlalchemy_link import CHANNEL
 from eventbus.stores._sqlalchemy_rows import (
     CLAIMED,
     DAY,
@@ -21,10 +22,7 @@ from eventbus.stores._sqlalchemy_rows import (
     milliseconds,
 )
 
-__all__ = ("CHANNEL", "PostgreSQLRows")
-
-CHANNEL = "eventbus"
-"""What a writer notifies and a listener listens to."""
+__all__ = ("PostgreSQLRows",)
 
 MESSAGES = """WITH m AS MATERIALIZED (
     SELECT * FROM unnest(:a_id, :a_type, :a_lane, :a_wait, :a_body) WITH ORDINALITY AS m(id, type, lane, wait, body, n)),

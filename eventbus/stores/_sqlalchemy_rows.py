@@ -188,6 +188,11 @@ class Rows(ABC):
         if name in self._counts:
             self._counts[name] += written
 
+    def highest(self, connection: Connection) -> int | None:
+        """Return the number of the newest row."""
+        seq: int | None = self.run(connection, "SELECT MAX(seq) FROM eventbus_entry").scalar()
+        return seq
+
     def lock(self, connection: Connection, seq: int, claims: int) -> bool:
         """Take the row lock of a claimed entry; False if the lease is lost."""
         return self.run(connection, LOCK + self.lock_sql, seq=seq, claims=claims).first() is not None

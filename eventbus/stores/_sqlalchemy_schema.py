@@ -1,5 +1,6 @@
 """Know the tables of the SQLAlchemy store: what they are in each dialect, which version, and how they are made."""
 
+import re
 from typing import Any
 
 from sqlalchemy import (
@@ -23,7 +24,6 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import mysql
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.types import TypeEngine
 
 from eventbus.errors import StoreError
@@ -36,6 +36,21 @@ OLDEST = 1
 """The oldest version of this code that may use tables of ``VERSION``, so that both work while an upgrade rolls."""
 BINARY = "utf8mb4_nopad_bin"
 """The collation of MariaDB in which every character counts, blanks at the end too."""
+
+
+BANNERS = {
+    "postgresql": "SHOW server_version",
+    "mysql": "SELECT VERSION()",
+    "mariadb": "SELECT VERSION()",
+    "sqlite": "SELECT sqlite_version()",
+}
+OLDEST_SERVERS = {
+    "postgresql": ("PostgreSQL", (12, 0)),
+    "mysql": ("MariaDB", (10, 6)),
+    "mariadb": ("MariaDB", (10, 6)),
+    "sqlite": ("SQLite", (3, 35)),
+}
+"""The first to know MATERIALIZED, SKIP LOCKED and RETURNING with UPDATE ... FROM."""
 
 
 def _text(length: int) -> TypeEngine[str]:
@@ -117,7 +132,7 @@ def _index(name: str, *columns: str, where: str, everywhere: bool = True, unique
         index.ddl_if(callable_=_is_partial)
 
 
-def _is_partial(*args: Any, dialect: Any, **others: Any) -> bool:
+def _is_partial(*_: Any, dialect: Any, **__: Any) -> bool:
     return dialect.name in ("postgresql", "sqlite")
 
 
@@ -142,7 +157,7 @@ def ddl(dialect: str) -> str:
     written: list[str] = []
     driver = {"postgresql": "postgresql+psycopg", "mysql": "mysql+asyncmy", "mariadb": "mariadb+asyncmy"}
 
-    def write(statement: Any, *args: Any, **others: Any) -> None:
+    def write(statement: Any, *_: Any, **__: Any) -> None:
         compiled = statement.compile(dialect=engine.dialect)
         written.append(str(compiled).strip().replace("\t", "    "))
 
@@ -153,23 +168,21 @@ def ddl(dialect: str) -> str:
 
 
 def prepare(connection: Connection, *, create: bool, where: str) -> None:
-    """Check that the tables are there in a version that this code can use; make them if asked to."""
+    """Check that the database and its tables are such as this code can use; make the tables if asked to."""
+    _check_server(connection, where)
     if not inspect(connection).has_table(SCHEMA.name):
         if not create:
             dialect = connection.dialect.name
             raise StoreError(
-                f"{where} has no eventbus tables: print their DDL with eventbus.stores.sqlalchemy.ddl({dialect!r}), "
+                f"{where} has no eventbus tables: run the statements of eventbus.stores.sqlalchemy.ddl({dialect!r}), or "
                 "add eventbus.stores.sqlalchemy.metadata to your Alembic target_metadata, or let the store make them "
                 "(create=True, in a URL ?create=true)"
             )
         metadata.create_all(connection)
     found = connection.execute(select(SCHEMA.c.version, SCHEMA.c.oldest).order_by(SCHEMA.c.version.desc())).first()
-    if found is None:  # made by a migration, which writes no rows
-        try:
-            for table in (ENTRY, SUBSCRIPTION):
-                connection.execute(select(table).where(text("1 = 0")))
-        except SQLAlchemyError as error:
-            raise StoreError(f"{where} has other eventbus tables than version {VERSION}: {error}") from error
+    if found is None:  # made just now, or by a migration, which writes no rows
+        for table in (ENTRY, SUBSCRIPTION):
+            connection.execute(select(table).where(text("1 = 0")))
         connection.execute(insert(SCHEMA).values(version=VERSION, oldest=OLDEST))
     elif found.oldest > VERSION:
         raise StoreError(
@@ -177,4 +190,18 @@ def prepare(connection: Connection, *, create: bool, where: str) -> None:
             "old for: install the eventbus that made them, or a newer one"
         )
     elif found.version < VERSION:
-        raise StoreError(f"{where} has eventbus tables of version {found.version}, too old for version {VERSION}")
+        raise StoreError(f"{where} has eventbus tables of version {found.version}: bring them to version {VERSION}")
+
+
+def _check_server(connection: Connection, where: str) -> None:
+    """Raise ``StoreError`` for a server that cannot do what the statements ask for."""
+    dialect = connection.dialect.name
+    banner = str(connection.scalar(text(BANNERS[dialect])))
+    numbers = tuple(map(int, re.findall(r"\d+", banner)[:2]))
+    name, oldest = OLDEST_SERVERS[dialect]
+    wrong_kind = name == "MariaDB" and "mariadb" not in banner.lower()
+    if wrong_kind or numbers < oldest:
+        version = ".".join(map(str, oldest))
+        raise StoreError(
+            f"{where} is {'MySQL ' if wrong_kind else ''}{banner}: this store needs {name} {version} or newer"
+        )

@@ -4,19 +4,23 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from eventbus.errors import TransactionClosedError
 from eventbus.store import NewEntry, Settlement
-from eventbus.stores._sqlalchemy_link import Link, named
+from eventbus.stores._sqlalchemy_link import READ_COMMITTED, Link, named
 from eventbus.stores._sqlalchemy_rows import Rows
 
 __all__ = ("JoinedUnit", "OwnUnit")
 
 T = TypeVar("T")
+
+TRACE = "eventbus_trace"
+"""Where a session keeps what became of its transactions."""
 
 log = logging.getLogger("eventbus")
 
@@ -29,7 +33,10 @@ class JoinedUnit:
         self._rows = rows
         self._engine = engine
         self._session = session
+        self._sync: Session = getattr(session, "sync_session", session)
         self._closed = False
+        if TRACE not in self._sync.info:
+            self._sync.info[TRACE] = _Trace(self._sync, link)
 
     @property
     def session(self) -> Any:
@@ -52,6 +59,25 @@ class JoinedUnit:
         if not entries:
             return frozenset()
         return await self._step("publishing", lambda s: self._rows.add(s.connection(), entries))
+
+    def stands(self) -> Callable[[], bool]:
+        """Return what tells whether the savepoints that are open now, and the transaction, have not been rolled back.
+
+        The session's owner may make savepoints too, and roll back without telling us.
+        """
+        around: list[SessionTransaction] = []
+        innermost = self._sync.get_nested_transaction() or self._sync.get_transaction()
+        while innermost is not None:
+            around.append(innermost)
+            innermost = innermost.parent
+        trace: _Trace = self._sync.info[TRACE]
+        return lambda: trace.undone.isdisjoint(around)
+
+    def watch(self, committed: Callable[[], object]) -> bool:
+        """Call ``committed`` once the session's owner has committed."""
+        trace: _Trace = self._sync.info[TRACE]
+        trace.waiting.append(committed)
+        return True
 
     async def settle(self, settlement: Settlement) -> bool:
         """Write a settlement in this transaction; False if the lease is lost."""
@@ -90,8 +116,43 @@ class JoinedUnit:
             raise TransactionClosedError(operation)
 
 
+class _Trace:
+    """Know what became of a session's transactions, by its public events."""
+
+    def __init__(self, session: Session, link: Link) -> None:
+        self._link = link
+        self.undone: WeakSet[SessionTransaction] = WeakSet()
+        self.waiting: list[Callable[[], object]] = []
+        """What is to be called when the whole transaction has committed."""
+        event.listen(session, "after_soft_rollback", self._rolled_back)
+        event.listen(session, "after_commit", self._committed)
+        event.listen(session, "after_transaction_end", self._ended)
+
+    def _rolled_back(self, session: Session, transaction: SessionTransaction) -> None:
+        self.undone.add(transaction)
+
+    def _committed(self, session: Session) -> None:
+        if session.get_nested_transaction() is None:  # a savepoint that is released says the same
+            waiting, self.waiting = self.waiting, []
+            for committed in waiting:
+                self._link.post(committed)
+
+    def _ended(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            self.waiting.clear()
+
+
 class OwnUnit(JoinedUnit):
     """Be a whole transaction, committed at the end, on a session that nobody else has."""
+
+    def __init__(self, link: Link, rows: Rows, engine: Engine, session: Any) -> None:
+        super().__init__(link, rows, engine, session)
+        if link.level:
+            event.listen(self._sync, "after_begin", _set_level)
+
+    def watch(self, committed: Callable[[], object]) -> bool:
+        """Return no: the end of this unit is the commit."""
+        return False
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         self._closed = True
@@ -109,3 +170,8 @@ def _commit(session: Session) -> None:
         session.commit()
     finally:
         session.close()
+
+
+def _set_level(session: Session, transaction: SessionTransaction, connection: Connection) -> None:  # noqa: ARG001
+    if not transaction.nested:
+        connection.exec_driver_sql(READ_COMMITTED)

@@ -147,6 +147,14 @@ class SQLiteUnit:
             self._steps.append(partial(Rows.add, entries=tuple(entries)))
         return self._line.rows.recipients(entries)
 
+    def stands(self) -> Callable[[], bool]:
+        """Return yes: nobody but the unit makes savepoints here."""
+        return lambda: True
+
+    def watch(self, committed: Callable[[], object]) -> bool:
+        """Return no: the end of this unit is the commit."""
+        return False
+
     async def settle(self, settlement: Settlement) -> bool:
         """Write a settlement; False if the lease is lost."""
         lost: frozenset[int] = await self._run(partial(Rows.settle, settlements=(settlement,)), "vital")

@@ -68,6 +68,14 @@ class _Unit:
         self._written.append(tuple(entries))
         return frozenset(one.name for new in entries for one in self._store.recipients(new))
 
+    def stands(self) -> Callable[[], bool]:
+        """Return yes: nobody but the unit makes savepoints here."""
+        return lambda: True
+
+    def watch(self, committed: Callable[[], object]) -> bool:
+        """Return no: the end of this unit is the commit."""
+        return False
+
     async def settle(self, settlement: Settlement) -> bool:
         """Write a settlement; False if the lease is lost."""
         settled = any(isinstance(one, Settlement) and one.seq == settlement.seq for one in self._written)

@@ -1,5 +1,8 @@
 """Keep entries in the user's own database, through the user's SQLAlchemy engine."""
 
+import contextlib
+import logging
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -10,7 +13,8 @@ import anyio
 from eventbus.errors import MissingExtraError, StoreError
 
 try:
-    from sqlalchemy import Connection, Engine, make_url
+    from sqlalchemy import Connection, Engine, create_engine, make_url
+    from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
     from sqlalchemy.orm import Session, sessionmaker
 except ModuleNotFoundError as error:
@@ -31,23 +35,34 @@ from eventbus.store import (
     Settlement,
     Unit,
 )
-from eventbus.stores._sqlalchemy_link import AsyncLink, Link, ThreadLink
+from eventbus.stores._sqlalchemy_async import AsyncLink
+from eventbus.stores._sqlalchemy_link import Link, named
 from eventbus.stores._sqlalchemy_mariadb import MariaDBRows
 from eventbus.stores._sqlalchemy_postgresql import PostgreSQLRows
 from eventbus.stores._sqlalchemy_rows import BATCH, Rows
-from eventbus.stores._sqlalchemy_schema import ddl, metadata, prepare
+from eventbus.stores._sqlalchemy_schema import ENTRY, ddl, metadata, prepare
 from eventbus.stores._sqlalchemy_sqlite import SQLiteRows, really_begin
+from eventbus.stores._sqlalchemy_threads import ThreadLink
 from eventbus.stores._sqlalchemy_unit import JoinedUnit, OwnUnit
 
 __all__ = ("SQLAlchemyStore", "ddl", "metadata")
 
 T = TypeVar("T")
 
+POLL = 0.5
+"""Seconds between two looks at whether another process has written, and between two attempts to listen."""
+DRIVERS = {"postgresql": "psycopg", "mariadb": "asyncmy", "mysql": "asyncmy"}
+"""Which driver a URL means that names none."""
 DEFAULTS = Limits()
+
+log = logging.getLogger("eventbus")
 
 
 class SQLAlchemyStore:
-    """Keep entries in the user's database.
+    """Keep entries in the user's database, so that what is published is one commit with the user's own rows.
+
+    Works with PostgreSQL (psycopg, asyncpg), MariaDB 10.6 (asyncmy) and SQLite (aiosqlite, which from then on emits a
+    real BEGIN). A transaction that the store opens is READ COMMITTED; a session that it joins keeps its own level.
 
     Args:
         engine: an ``AsyncEngine`` (asyncio only) or an ``Engine``, whose calls are made in threads.
@@ -56,6 +71,12 @@ class SQLAlchemyStore:
         sessionmaker: how sessions are made, such as ``async_sessionmaker(engine, class_=...)``; SQLAlchemy's own
             otherwise, with ``expire_on_commit=False``.
         limits: ``waiting`` is the ceiling of a silent handler.
+
+    Verbs raise ``StoreFullError`` when there is no room, ``StoreError`` for everything else that goes wrong with the
+    database, a missing or too new schema included; neither shows a password.
+
+    >>> from sqlalchemy.ext.asyncio import create_async_engine
+    >>> store = SQLAlchemyStore(create_async_engine("postgresql+psycopg://localhost/shop"))  # doctest: +SKIP
     """
 
     def __init__(
@@ -70,10 +91,36 @@ class SQLAlchemyStore:
         self._engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
         self._create = create
         self._listen = listen
+        self._own: AsyncEngine | Engine | None = None
         self._link: Link = AsyncLink(engine) if isinstance(engine, AsyncEngine) else ThreadLink(engine)
         self._sessions = sessionmaker or _sessionmaker(engine)
         self._rows = _rows(self._engine, limits, notify=listen)
+        self._where = self._engine.url.render_as_string(hide_password=True)
         self._open = False
+
+    @classmethod
+    def from_url(cls, url: str, *, limits: Limits = DEFAULTS) -> Self:
+        """Return the store of an SQLAlchemy URL, with an engine of its own that is disposed of when it closes.
+
+        ``?create=true`` and ``?listen=false`` are as the arguments; what else stands there is for the driver. Without
+        a driver PostgreSQL means psycopg, MariaDB asyncmy.
+        """
+        parts = make_url(url)
+        options = {name: _flag(name, parts.query[name]) for name in ("create", "listen") if name in parts.query}
+        parts = parts.difference_update_query(["create", "listen"])
+        if parts.drivername in DRIVERS:
+            parts = parts.set(drivername=f"{parts.drivername}+{DRIVERS[parts.drivername]}")
+        engine: AsyncEngine | Engine
+        try:
+            try:
+                engine = create_async_engine(parts)
+            except InvalidRequestError:  # the driver is not an async one
+                engine = create_engine(parts)
+        except ModuleNotFoundError as error:
+            raise StoreError(f"{parts.drivername} needs a library: pip install {error.name}") from error
+        store = cls(engine, limits=limits, **options)
+        store._own = engine
+        return store
 
     @property
     def shared(self) -> bool:
@@ -97,22 +144,34 @@ class SQLAlchemyStore:
     async def __aenter__(self) -> Self:
         """Open: look at the database and its tables. Raises ``StoreError``."""
         if self._open:
-            raise StoreError(f"the store of {self._engine.url} is open already")
-        await self._link.open()
+            raise StoreError(f"the store of {self._where} is open already")
         try:
-            where = self._engine.url.render_as_string(hide_password=True)
-            await self._link.call(partial(prepare, create=self._create, where=where), single=False)
+            await self._link.open()
+            await self._prepare()
         except BaseException:
             await self._link.close()
             raise
         self._open = True
         return self
 
+    async def _prepare(self) -> None:
+        work = partial(prepare, create=self._create, where=self._where)
+        try:
+            await self._link.call(work, single=False)
+        except StoreError as error:
+            if not self._create or not isinstance(error.__cause__, SQLAlchemyError):
+                raise
+            await self._link.call(work, single=False)  # another process was making them at the same time
+
     async def __aexit__(self, *exc: object) -> None:
         """Close; the engine is the caller's and stays as it is."""
         if self._open:
             self._open = False
             await self._link.close()
+            if isinstance(self._own, AsyncEngine):
+                await self._own.dispose()
+            elif self._own is not None:
+                self._own.dispose()
 
     def begin(self, session: object | None = None) -> AbstractAsyncContextManager[Unit]:
         """Return a transaction; ``session`` joins the caller's, which the caller commits.
@@ -129,10 +188,11 @@ class SQLAlchemyStore:
         if not isinstance(session, wanted):
             raise TypeError(f"this store joins a {wanted.__name__}, not {session!r}")
         sync: Session = session.sync_session if isinstance(session, AsyncSession) else session
-        if sync.get_bind().engine.pool is not self._engine.pool:
+        other = sync.get_bind(ENTRY).engine
+        if other.pool is not self._engine.pool:
             raise StoreError(
-                f"the session works on {sync.get_bind().engine.url!r}, the store on {self._engine.url!r} through another "
-                "engine: what they write is not committed together. Give both the same engine"
+                f"the session works on {other.url!r}, the store on {self._engine.url!r} through another engine: what "
+                "they write is not committed together. Make both of the same engine"
             )
         return session
 
@@ -198,12 +258,43 @@ class SQLAlchemyStore:
         return await self._write(partial(self._rows.discard, chosen=chosen))
 
     async def listen(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` when another process may have written, until cancelled."""
-        await anyio.sleep_forever()
+        """Call ``wake`` when another process may have written, until cancelled; with a bound clock nothing else writes.
+
+        PostgreSQL notifies, on a connection that the pool lends for good; for the others the highest number is asked.
+        """
+        if self._rows.clock is not None:
+            await anyio.sleep_forever()
+        if self._listen and self._engine.dialect.name == "postgresql":
+            await self._hear(wake)
+        seen: int | None = None
+        while True:
+            await anyio.sleep(POLL)
+            highest = seen
+            with contextlib.suppress(StoreError):  # the verbs will tell
+                highest = await self._read(partial(self._rows.highest))
+            if highest != seen:
+                wake()
+            seen = highest
+
+    async def _hear(self, wake: Callable[[], None]) -> None:
+        failures = 0
+
+        def heard() -> None:
+            nonlocal failures
+            failures = 0
+            wake()
+
+        while True:
+            try:
+                await self._link.hear(heard)
+            except Exception as error:
+                log.warning("listening is interrupted, polling goes on: %s", named(error, self._engine))
+            failures += 1
+            await anyio.sleep(min(POLL * 2**failures, 10.0) * random.uniform(0.5, 1.0))
 
     def _check(self) -> None:
         if not self._open:
-            raise StoreError(f"the store of {self._engine.url} is not open: use it within `async with store:`")
+            raise StoreError(f"the store of {self._where} is not open: use it within `async with store:`")
         self._link.check()
 
     async def _write(self, verb: "partial[T]") -> T:
@@ -213,6 +304,12 @@ class SQLAlchemyStore:
     async def _read(self, verb: "partial[T]") -> T:
         self._check()
         return await self._link.call(verb, single=True)
+
+
+def _flag(name: str, value: object) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError(f"?{name}= is true or false, not {value!r}")
+    return value == "true"
 
 
 def _sessionmaker(engine: AsyncEngine | Engine) -> "async_sessionmaker[AsyncSession] | sessionmaker[Session]":

@@ -298,7 +298,7 @@ async def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "url",
     ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite://host/a.db", "sqlite:///a.db?mode=ro", "sqlite:///a#b",
-     "sqlite:///a.db?synchronous=off", "sqlite:///a.db?synchronous", "sqlite:///a.db?", "sqlite+aiosqlite:///a.db"],
+     "sqlite:///a.db?synchronous=off", "sqlite:///a.db?synchronous", "sqlite:///a.db?", "sqlite+apsw:///a.db"],
 )  # fmt: skip
 def test_bad_urls(url: str) -> None:
     """A URL that says something else is refused when it is read."""

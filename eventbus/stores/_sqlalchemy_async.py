@@ -1,0 +1,145 @@
+"""Reach the database through an ``AsyncEngine``: every verb in a task that the store owns."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from eventbus.errors import StoreError, WrongLoopError
+from eventbus.stores._sqlalchemy_link import CHANNEL, TRIES, Work, is_again, named, needs_level, work_on
+
+__all__ = ("AsyncLink",)
+
+T = TypeVar("T")
+
+LONG = 30.0
+"""Seconds after which a listener that hears nothing looks whether its connection is alive."""
+
+log = logging.getLogger("eventbus")
+
+
+async def _hear_psycopg(driver: Any, wake: Callable[[], None]) -> None:
+    await driver.execute(f"LISTEN {CHANNEL}")
+    wake()
+    while True:
+        heard = False
+        async for _ in driver.notifies(timeout=LONG, stop_after=1):
+            heard = True
+        if heard:
+            wake()
+        else:
+            await driver.execute("SELECT 1")
+
+
+async def _hear_asyncpg(driver: Any, wake: Callable[[], None]) -> None:
+    lost = anyio.Event()
+    driver.add_termination_listener(lambda *_: lost.set())
+    await driver.add_listener(CHANNEL, lambda *_: wake())
+    wake()
+    while not lost.is_set():
+        with anyio.move_on_after(LONG):
+            await lost.wait()
+        await driver.execute("SELECT 1")
+
+
+class AsyncLink:
+    """Reach the database through an ``AsyncEngine``, on asyncio."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._plain = engine
+        self.level = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._home: tuple[int, object] | None = None
+
+    async def open(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise StoreError(
+                "an AsyncEngine works on asyncio only: give the store a plain Engine (create_engine) to use it on trio"
+            ) from error
+        self._home = os.getpid(), loop
+        self.level = await self.call(needs_level, single=True)
+
+    async def close(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def check(self) -> None:
+        if self._home is None or self._home[0] != os.getpid():
+            raise WrongLoopError("using the SQLAlchemy store", "a forked process")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is not self._home[1]:
+            raise WrongLoopError("using the SQLAlchemy store", "another event loop")
+
+    async def call(self, work: Work[T], *, single: bool, undo: Callable[[T], Work[Any]] | None = None) -> T:
+        task = self._own(self._tried(work, single))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if undo is not None:
+                task.add_done_callback(partial(self._undo, undo))
+            raise
+
+    async def within(self, session: AsyncSession, step: Callable[[Session], T]) -> T:
+        return await session.run_sync(step)
+
+    async def finish(self, session: AsyncSession, step: Callable[[Session], T]) -> T:
+        return await asyncio.shield(self._own(session.run_sync(step)))
+
+    def post(self, what: Callable[[], object]) -> None:
+        what()
+
+    async def hear(self, wake: Callable[[], None]) -> None:
+        connection = await self._single.connect()
+        try:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            await connection.run_sync(Connection.detach)  # the pool makes itself another
+            await (_hear_asyncpg if hasattr(driver, "add_listener") else _hear_psycopg)(driver, wake)
+        finally:
+            await asyncio.shield(self._own(connection.close()))
+
+    def _own(self, coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits has it; nobody else needs to hear of it
+
+    def _undo(self, undo: Callable[[Any], Work[Any]], task: "asyncio.Task[Any]") -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._own(self._tried(undo(task.result()), False))
+
+    async def _tried(self, work: Work[T], single: bool) -> T:
+        attempt = 1
+        while True:
+            try:
+                return await self._once(work, single)
+            except Exception as error:
+                if attempt == TRIES or not is_again(error):
+                    raise named(error, self._engine.sync_engine) from error
+                log.debug("trying again: %s", error)
+            attempt += 1
+
+    async def _once(self, work: Work[T], single: bool) -> T:
+        connection = await (self._single if single else self._plain).connect()
+        try:
+            return await connection.run_sync(work_on, work, single, self.level)
+        finally:
+            await connection.close()

@@ -1,0 +1,144 @@
+"""Reach the database through a plain ``Engine``: every call in a thread that the store owns."""
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import current_token
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from eventbus.errors import StoreError, WrongLoopError
+from eventbus.stores._sqlalchemy_link import CHANNEL, TRIES, Work, is_again, named, needs_level, work_on
+
+__all__ = ("ThreadLink",)
+
+T = TypeVar("T")
+
+THREADS = 64
+"""Threads of a plain engine: more than a pool has connections, so that whoever holds one can always go on."""
+SHORT = 0.5
+"""Seconds after which a listening thread looks whether it is still wanted."""
+
+log = logging.getLogger("eventbus")
+
+
+class ThreadLink:
+    """Reach the database through a plain ``Engine``, in threads that the store owns."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._plain = engine
+        self.level = False
+        self._threads: ThreadPoolExecutor | None = None
+        self._closing = threading.Event()
+        self._post: Callable[[Callable[[], object]], object]
+        self._home = 0
+
+    async def open(self) -> None:
+        self._closing.clear()
+        self._threads = ThreadPoolExecutor(THREADS, "eventbus")
+        self._post = _poster()
+        self._home = os.getpid()
+        self.level = await self.call(needs_level, single=True)
+
+    async def close(self) -> None:
+        self._closing.set()
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(threads.shutdown)
+
+    def check(self) -> None:
+        if self._home != os.getpid():
+            raise WrongLoopError("using the SQLAlchemy store", "a forked process")
+
+    async def call(self, work: Work[T], *, single: bool, undo: Callable[[T], Work[Any]] | None = None) -> T:
+        future, over = self._submit(partial(self._tried, work, single))
+        try:
+            await over.wait()
+        except BaseException:
+            if undo is not None:
+                future.add_done_callback(partial(self._undo, undo))
+            raise
+        return future.result()
+
+    async def within(self, session: Session, step: Callable[[Session], T]) -> T:
+        return await self.finish(session, step)
+
+    async def finish(self, session: Session, step: Callable[[Session], T]) -> T:
+        lock = session.info.setdefault("eventbus_lock", threading.Lock())
+
+        def run() -> T:
+            with lock:  # an earlier step may go on though its caller was cancelled
+                return step(session)
+
+        future, over = self._submit(run)
+        await over.wait()
+        return future.result()
+
+    def post(self, what: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is over, nobody waits
+            self._post(what)
+
+    async def hear(self, wake: Callable[[], None]) -> None:
+        over = threading.Event()
+
+        def run() -> None:
+            with self._single.connect() as connection:
+                driver: Any = connection.connection.driver_connection
+                connection.detach()
+                driver.execute(f"LISTEN {CHANNEL}")
+                self.post(wake)
+                while not (over.is_set() or self._closing.is_set()):
+                    for _ in driver.notifies(timeout=SHORT, stop_after=1):
+                        self.post(wake)
+
+        future, heard = self._submit(run)
+        try:
+            await heard.wait()
+        finally:
+            over.set()
+        future.result()
+
+    def _submit(self, run: Callable[[], T]) -> "tuple[Future[T], anyio.Event]":
+        if self._threads is None:
+            raise StoreError("the SQLAlchemy store is not open: use it within `async with store:`")
+        over = anyio.Event()
+        future = self._threads.submit(copy_context().run, run)
+
+        future.add_done_callback(lambda _: self.post(over.set))
+        return future, over
+
+    def _undo(self, undo: Callable[[Any], Work[Any]], future: "Future[Any]") -> None:
+        if future.exception() is None and self._threads is not None:
+            self._threads.submit(self._tried, undo(future.result()), False)
+
+    def _tried(self, work: Work[T], single: bool) -> T:
+        attempt = 1
+        while True:
+            try:
+                with (self._single if single else self._plain).connect() as connection:
+                    return work_on(connection, work, single, self.level)
+            except Exception as error:
+                if attempt == TRIES or not is_again(error):
+                    raise named(error, self._engine) from error
+                log.debug("trying again: %s", error)
+            attempt += 1
+
+
+def _poster() -> Callable[[Callable[[], object]], object]:
+    """Return how another thread has something called in this event loop without waiting for it."""
+    token: Any = current_token()
+    native = getattr(token, "native_token", token)  # anyio before 4.11 hands out the loop's own
+    trios: Callable[[Callable[[], object]], object] | None = getattr(native, "run_sync_soon", None)
+    return native.call_soon_threadsafe if trios is None else trios
