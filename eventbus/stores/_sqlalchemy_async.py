@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import anyio
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from eventbus.errors import StoreError, WrongLoopError
@@ -49,6 +49,13 @@ async def _hear_asyncpg(driver: Any, wake: Callable[[], None]) -> None:
         await driver.execute("SELECT 1")
 
 
+async def _close(opening: "asyncio.Task[tuple[Any, AsyncConnection]]") -> None:
+    driver, connection = await opening
+    await connection.invalidate()  # else the pool would close it too, in a task that nobody owns
+    await connection.close()
+    await driver.close()
+
+
 class AsyncLink:
     """Reach the database through an ``AsyncEngine``, on asyncio."""
 
@@ -68,7 +75,7 @@ class AsyncLink:
                 "an AsyncEngine works on asyncio only: give the store a plain Engine (create_engine) to use it on trio"
             ) from error
         self._home = os.getpid(), loop
-        self.level = await self.call(needs_level, single=True)
+        self.level = await self.call(needs_level, single=False)
 
     async def close(self) -> None:
         while self._tasks:
@@ -94,22 +101,29 @@ class AsyncLink:
             raise
 
     async def within(self, session: AsyncSession, step: Callable[[Session], T]) -> T:
-        return await session.run_sync(step)
+        return await asyncio.shield(self._own(self._step(session, step)))
 
-    async def finish(self, session: AsyncSession, step: Callable[[Session], T]) -> T:
-        return await asyncio.shield(self._own(session.run_sync(step)))
+    async def _step(self, session: AsyncSession, step: Callable[[Session], T]) -> T:
+        async with session.info.setdefault("eventbus_lock", asyncio.Lock()):  # the caller of the last one may be gone
+            return await session.run_sync(step)
 
     def post(self, what: Callable[[], object]) -> None:
         what()
 
     async def hear(self, wake: Callable[[], None]) -> None:
-        connection = await self._single.connect()
+        opening = self._own(self._detached())
         try:
-            driver: Any = (await connection.get_raw_connection()).driver_connection
-            await connection.run_sync(Connection.detach)  # the pool makes itself another
+            driver, _ = await asyncio.shield(opening)
             await (_hear_asyncpg if hasattr(driver, "add_listener") else _hear_psycopg)(driver, wake)
         finally:
-            await asyncio.shield(self._own(connection.close()))
+            await asyncio.shield(self._own(_close(opening)))
+
+    async def _detached(self) -> tuple[Any, AsyncConnection]:
+        """Return a driver's connection that is made as the engine makes them, and not of its pool any more."""
+        connection = await self._single.connect()
+        driver = (await connection.get_raw_connection()).driver_connection
+        await connection.run_sync(Connection.detach)
+        return driver, connection
 
     def _own(self, coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -48,11 +48,7 @@ class Link(Protocol):
         ...
 
     async def within(self, session: Any, step: Callable[[Session], T]) -> T:
-        """Run a step on a session."""
-        ...
-
-    async def finish(self, session: Any, step: Callable[[Session], T]) -> T:
-        """Run a step on a session to its end, though who asked for it is cancelled."""
+        """Run a step on a session to its end, though who asked for it is cancelled; one after another."""
         ...
 
     def post(self, what: Callable[[], object]) -> None:

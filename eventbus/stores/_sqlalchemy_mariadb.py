@@ -76,7 +76,7 @@ TAKE_LOOSE = f"{FREE} recipient = :name AND lane IS NULL ORDER BY due_at LIMIT :
 HOLD = """SELECT seq, claims FROM eventbus_entry
     WHERE seq IN :seqs AND state = 0 AND owner IS NOT NULL ORDER BY seq FOR UPDATE"""
 TOLD = """UPDATE JSON_TABLE(:told, '$[*]' COLUMNS (seq BIGINT PATH '$[0]', outcome VARCHAR(10) PATH '$[1]',
-        wait BIGINT PATH '$[2]', reason LONGTEXT PATH '$[3]', blocks INT PATH '$[4]')) v
+        wait BIGINT PATH '$[2]', reason LONGTEXT CHARACTER SET utf8mb4 PATH '$[3]', blocks INT PATH '$[4]')) v
     STRAIGHT_JOIN eventbus_entry e ON e.seq = v.seq SET """
 SETTLE = TOLD + SETTLED
 EXTEND = TOLD + "e.due_at = {now} + v.wait"

@@ -170,15 +170,14 @@ def ddl(dialect: str) -> str:
 def prepare(connection: Connection, *, create: bool, where: str) -> None:
     """Check that the database and its tables are such as this code can use; make the tables if asked to."""
     _check_server(connection, where)
-    if not inspect(connection).has_table(SCHEMA.name):
-        if not create:
-            dialect = connection.dialect.name
-            raise StoreError(
-                f"{where} has no eventbus tables: run the statements of eventbus.stores.sqlalchemy.ddl({dialect!r}), or "
-                "add eventbus.stores.sqlalchemy.metadata to your Alembic target_metadata, or let the store make them "
-                "(create=True, in a URL ?create=true)"
-            )
+    if create:
         metadata.create_all(connection)
+    elif not inspect(connection).has_table(SCHEMA.name):
+        raise StoreError(
+            f"{where} has no eventbus tables: run the statements of "
+            f"eventbus.stores.sqlalchemy.ddl({connection.dialect.name!r}), or add eventbus.stores.sqlalchemy.metadata "
+            "to your Alembic target_metadata, or let the store make them (create=True, in a URL ?create=true)"
+        )
     found = connection.execute(select(SCHEMA.c.version, SCHEMA.c.oldest).order_by(SCHEMA.c.version.desc())).first()
     if found is None:  # made just now, or by a migration, which writes no rows
         for table in (ENTRY, SUBSCRIPTION):

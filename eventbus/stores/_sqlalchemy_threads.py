@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
@@ -28,6 +28,9 @@ THREADS = 64
 SHORT = 0.5
 """Seconds after which a listening thread looks whether it is still wanted."""
 
+LAST = "eventbus_last"
+"""Where a session keeps what was done on it last."""
+
 log = logging.getLogger("eventbus")
 
 
@@ -49,7 +52,7 @@ class ThreadLink:
         self._threads = ThreadPoolExecutor(THREADS, "eventbus")
         self._post = _poster()
         self._home = os.getpid()
-        self.level = await self.call(needs_level, single=True)
+        self.level = await self.call(needs_level, single=False)
 
     async def close(self) -> None:
         self._closing.set()
@@ -73,16 +76,15 @@ class ThreadLink:
         return future.result()
 
     async def within(self, session: Session, step: Callable[[Session], T]) -> T:
-        return await self.finish(session, step)
-
-    async def finish(self, session: Session, step: Callable[[Session], T]) -> T:
-        lock = session.info.setdefault("eventbus_lock", threading.Lock())
+        last: Future[Any] | None = session.info.get(LAST)
 
         def run() -> T:
-            with lock:  # an earlier step may go on though its caller was cancelled
-                return step(session)
+            if last is not None:
+                wait([last])  # it may go on though its caller was cancelled
+            return step(session)
 
         future, over = self._submit(run)
+        session.info[LAST] = future
         await over.wait()
         return future.result()
 
@@ -96,7 +98,9 @@ class ThreadLink:
         def run() -> None:
             with self._single.connect() as connection:
                 driver: Any = connection.connection.driver_connection
-                connection.detach()
+                connection.detach()  # the pool makes itself another
+                connection.invalidate()
+            with driver:
                 driver.execute(f"LISTEN {CHANNEL}")
                 self.post(wake)
                 while not (over.is_set() or self._closing.is_set()):

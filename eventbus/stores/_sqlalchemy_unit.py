@@ -99,7 +99,7 @@ class JoinedUnit:
     async def _undo(self, step: Callable[[Session], object]) -> None:
         """Roll back; if that fails too, what has failed before is told."""
         try:
-            await self._link.finish(self._session, step)
+            await self._link.within(self._session, step)
         except SQLAlchemyError as error:
             log.warning("rolling back: %s", named(error, self._engine))
 
@@ -160,7 +160,7 @@ class OwnUnit(JoinedUnit):
             await self._undo(lambda s: s.close())
             return
         try:
-            await self._link.finish(self._session, _commit)
+            await self._link.within(self._session, _commit)
         except (DBAPIError, OSError) as failed:
             raise named(failed, self._engine, "the commit failed, and whether it was done is not known") from failed
 

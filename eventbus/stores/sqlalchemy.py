@@ -14,7 +14,7 @@ from eventbus.errors import MissingExtraError, StoreError
 
 try:
     from sqlalchemy import Connection, Engine, create_engine, make_url
-    from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError, InvalidRequestError
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
     from sqlalchemy.orm import Session, sessionmaker
 except ModuleNotFoundError as error:
@@ -51,6 +51,8 @@ T = TypeVar("T")
 
 POLL = 0.5
 """Seconds between two looks at whether another process has written, and between two attempts to listen."""
+RACES = 10
+"""Attempts at making tables that other processes make at the same time."""
 DRIVERS = {"postgresql": "psycopg", "mariadb": "asyncmy", "mysql": "asyncmy"}
 """Which driver a URL means that names none."""
 DEFAULTS = Limits()
@@ -156,12 +158,16 @@ class SQLAlchemyStore:
 
     async def _prepare(self) -> None:
         work = partial(prepare, create=self._create, where=self._where)
-        try:
-            await self._link.call(work, single=False)
-        except StoreError as error:
-            if not self._create or not isinstance(error.__cause__, SQLAlchemyError):
-                raise
-            await self._link.call(work, single=False)  # another process was making them at the same time
+        for attempt in range(RACES):
+            try:
+                await self._link.call(work, single=False)
+            except StoreError as error:
+                made_by_another = self._create and isinstance(error.__cause__, DBAPIError)
+                if not made_by_another or attempt == RACES - 1:
+                    raise
+                await anyio.sleep(random.uniform(0.0, 0.1))
+            else:
+                return
 
     async def __aexit__(self, *exc: object) -> None:
         """Close; the engine is the caller's and stays as it is."""
