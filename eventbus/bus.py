@@ -268,8 +268,7 @@ class EventBus:
         """
         return await self.engine.dispatch.enqueue(command, key, delay, headers, atomic)
 
-    @asynccontextmanager
-    async def transaction(self, session: object | None = None) -> AsyncGenerator[Transaction[Any]]:
+    def transaction(self, session: object | None = None) -> AbstractAsyncContextManager[Transaction[Any]]:
         """Open a transaction of the store: whoever opens it commits it; inside another one it is a savepoint.
 
         Everything published inside leaves after the commit, and not at all after a rollback.
@@ -278,8 +277,7 @@ class EventBus:
             session: a session or connection of yours to join, where the store can.
         """
         self.engine.require("bus.transaction()")
-        async with self.engine.entries.transaction(session) as (transaction, _):
-            yield transaction
+        return self.engine.entries.transaction(session)
 
     @overload
     def stream(

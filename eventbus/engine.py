@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -13,7 +13,7 @@ from eventbus.claims import Claims
 from eventbus.clock import Ids, Runtime
 from eventbus.dead import Graveyard, Named
 from eventbus.dispatch import Dispatch, Posting
-from eventbus.entries import Entries, Opened
+from eventbus.entries import Entries
 from eventbus.errors import NotRunningError, WiringError, WrongLoopError
 from eventbus.invoker import Surroundings
 from eventbus.keeping import StoreKeeper
@@ -48,7 +48,7 @@ class Engine:
             for name, transport in registry.wiring.transports.items()
         }
         self.entries = Entries(registry, self.links, self.wake, self._spawn)
-        around = Surroundings(bus, runtime, self._open, self.entries.flush_open, self._follow)
+        around = Surroundings(bus, runtime, self.entries.transaction, self.entries.flush_open, self._follow)
         self.dispatch = Dispatch(registry, around, self._post, self._feed)
         self._home: tuple[EventLoopToken, int] | None = None
 
@@ -199,9 +199,6 @@ class Engine:
         group.start_soon(keeper.keep, name="eventbus keeper")
         group.start_soon(store.listen, self.wake, name="eventbus listener")
         return ledger
-
-    def _open(self) -> AbstractAsyncContextManager[Opened]:
-        return self.entries.transaction()
 
     def _post(self, postings: Sequence[Posting], atomic: bool) -> Awaitable[None]:
         self.require(f"publishing {postings[0].subject.spec.name!r}, which has a route,")

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import anyio
@@ -24,9 +25,8 @@ from eventbus.transport import Capabilities, Wire
 
 log = logging.getLogger("eventbus")
 
-__all__ = ("Entries", "Opened", "outward", "unwrap", "wrap")
+__all__ = ("Entries", "Opening", "outward", "unwrap", "wrap")
 
-Opened = tuple[Transaction[Any], Unit]
 Action = Callable[[], Awaitable[None]]
 Stands = Callable[[], bool]
 
@@ -52,6 +52,58 @@ class Level:
         """Lets one savepoint in at a time: those of one connection can only be nested, never side by side."""
 
 
+class Opening(AbstractAsyncContextManager[Transaction[Any]]):
+    """Be one ``async with`` around a transaction, or around a savepoint of the open one."""
+
+    __slots__ = ("_entries", "_level", "_savepoint", "_session", "_store", "_token")
+
+    def __init__(self, entries: "Entries", session: object | None) -> None:
+        self._entries = entries
+        self._session = session
+        self._savepoint: AbstractAsyncContextManager[Level] | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """Return the open transaction as the engine uses it."""
+        return self._level.unit
+
+    async def __aenter__(self) -> Transaction[Any]:
+        """Begin."""
+        entries = self._entries
+        outer = entries.open.get()
+        if outer is not None and not outer.transaction.closed and self._session is None:
+            self._savepoint = entries.savepoint(outer)
+            self._level = await self._savepoint.__aenter__()
+        else:
+            self._store = entries.begin(self._session)
+            unit = await self._store.__aenter__()
+            self._level = Level(Transaction(unit), unit)
+            self._token = entries.open.set(self._level)
+        return self._level.transaction
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """Commit, or roll back after an error."""
+        if self._savepoint is not None:
+            return await self._savepoint.__aexit__(kind, error, trace)
+        entries, level, failure = self._entries, self._level, error
+        try:
+            if failure is None:
+                await entries.flush(level)
+        except BaseException as unwritten:
+            failure = unwritten
+        level.transaction.closed = True
+        entries.open.reset(self._token)
+        if failure is None:
+            await entries.commit(self._store, level)
+            return None
+        handled = await self._store.__aexit__(type(failure), failure, failure.__traceback__)
+        if failure is not error and not handled:
+            raise failure
+        return handled
+
+
 class Entries:
     """Know the open transaction of every task, and write what is published in it when it closes."""
 
@@ -65,11 +117,11 @@ class Entries:
         self._source = registry.owner
         self._wake = wake
         self._spawn = spawn
-        self._open: ContextVar[Level | None] = ContextVar("eventbus_transaction", default=None)
+        self.open: ContextVar[Level | None] = ContextVar("eventbus_transaction", default=None)
 
     def current(self, operation: str) -> Level | None:
         """Return the open transaction of this task. Raises ``TransactionClosedError`` if it is over."""
-        level = self._open.get()
+        level = self.open.get()
         if level is not None and level.transaction.closed:
             raise TransactionClosedError(operation)
         return level
@@ -82,47 +134,31 @@ class Entries:
         level.actions.append((level.unit.stands(), action))
         return True
 
-    @asynccontextmanager
-    async def transaction(self, session: object | None = None) -> AsyncGenerator[Opened]:
+    def transaction(self, session: object | None = None) -> "Opening":
         """Open a transaction and commit it at the end, or join the open one by a savepoint."""
-        outer = self._open.get()
-        if outer is not None and not outer.transaction.closed and session is None:
-            async with self._savepoint(outer) as opened:
-                yield opened
-            return
+        return Opening(self, session)
+
+    def begin(self, session: object | None) -> AbstractAsyncContextManager[Unit]:
+        """Return a transaction of the store. Raises ``RuntimeError`` without one."""
         if self._store is None:
             raise RuntimeError("a transaction needs a store: EventBus(..., store='sqlite:///shop.db')")
-        opening = self._store.begin(session)
-        unit = await opening.__aenter__()
-        level = Level(Transaction(unit), unit)
-        token = self._open.set(level)
-        try:
-            yield level.transaction, unit
-            await self.flush(level)
-            level.transaction.closed = True
-        except BaseException as error:
-            level.transaction.closed = True
-            if not await opening.__aexit__(type(error), error, error.__traceback__):
-                raise
-            return
-        finally:
-            self._open.reset(token)
-        await self._commit(opening, level)
+        return self._store.begin(session)
 
     @asynccontextmanager
-    async def _savepoint(self, outer: Level) -> AsyncGenerator[Opened]:
+    async def savepoint(self, outer: Level) -> AsyncGenerator[Level]:
+        """Open a level inside another, which gets what is published there if it ends well."""
         async with outer.gate:
             level = Level(outer.transaction, outer.unit)
             async with outer.unit.savepoint():
-                token = self._open.set(level)
+                token = self.open.set(level)
                 try:
-                    yield level.transaction, level.unit
+                    yield level
                 finally:
-                    self._open.reset(token)
+                    self.open.reset(token)
             outer.entries += level.entries
             outer.actions += level.actions
 
-    async def _commit(self, opening: AbstractAsyncContextManager[Unit], level: Level) -> None:
+    async def commit(self, opening: AbstractAsyncContextManager[Unit], level: Level) -> None:
         """Commit, and do what was to follow; that a caller is cancelled meanwhile does not part the two."""
 
         def committed() -> None:
@@ -173,7 +209,7 @@ class Entries:
 
     async def flush_open(self) -> None:
         """Write what was published in the open transaction so far."""
-        level = self._open.get()
+        level = self.open.get()
         if level is not None:
             await self.flush(level)
 

@@ -218,9 +218,8 @@ async def test_not_running(case: str) -> None:
 async def test_not_running_contexts(name: str) -> None:
     """Transactions and streams need a running bus."""
     bus = EventBus(math())
-    context = bus.transaction() if name == "transaction" else bus.stream(Doubled)
     with pytest.raises(NotRunningError) as caught:
-        async with context:
+        async with bus.transaction() if name == "transaction" else bus.stream(Doubled):
             raise AssertionError("it opened")
     assert f"bus.{name}()" == caught.value.operation
 

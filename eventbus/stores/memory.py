@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -251,7 +250,7 @@ class MemoryStore:
 
     def _end(self, row: Row, state: str) -> None:
         self._box(row.recipient).drop(row)
-        row.state, row.due, row.new, row.error = state, self._now(), replace(row.new, body=b""), None
+        row.state, row.due, row.new, row.error = state, self._now(), row.new._replace(body=b""), None
         heapq.heappush(self._over, (row.due, row.seq))
 
     def _bury(self, row: Row, error: str | None) -> None:
