@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 TOO_OLD = eventbus needs Python 3.11 or newer, and $(PYTHON) is not: try make PYTHON=python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint bench format clean
+.PHONY: help setup demo test check lint bench bench-peers format clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 setup: $(DEV) ## Install the development tools into .venv
 
@@ -34,12 +34,15 @@ lint: $(DEV) ## Check style and types
 bench: $(DEV) ## Print the benchmarks
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+bench-peers: $(VENV)-peers/.ready ## Print this library beside its peers, in an environment that has them
+	@$(VENV)-peers/bin/python -m benchmarks.peers $(ARGS)
+
 format: $(DEV) ## Rewrite the code in the house style
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
 clean: ## Remove what these commands made
-	rm -rf $(VENV) .ci/venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers .ci/venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.pip:
@@ -52,6 +55,14 @@ $(VENV)/.pip:
 $(VENV)/.ready-demo: $(VENV)/.pip pyproject.toml constraints.txt
 	@echo "Installing what the demo needs ..."
 	@$(PIP) install -e . --group demo -c constraints.txt
+	@touch $@
+
+$(VENV)-peers/.ready: benchmarks/peers/requirements.txt
+	@echo "Making $(VENV)-peers ..."
+	@$(PYTHON) -m venv $(VENV)-peers
+	@while read -r peer; do \
+	    $(VENV)-peers/bin/python -m pip --disable-pip-version-check --no-input -q install "$$peer" || echo "could not be installed: $$peer"; \
+	done < $<
 	@touch $@
 
 $(DEV): $(VENV)/.pip pyproject.toml constraints.txt

@@ -158,7 +158,8 @@ def _core(known: Known, around: Surroundings) -> CallNext:
 
     bus, call, follow_up = around.bus, injected.call, around.follow
 
-    async def handle(ctx: Context, frame: Frame) -> Any:
+    async def handle(ctx: Context, opened: Frame | None = None) -> Any:
+        frame = Frame(ctx, bus) if opened is None else opened
         try:
             result: Any = await call(ctx.message, frame)
             if returns and result is not None:
@@ -167,19 +168,11 @@ def _core(known: Known, around: Surroundings) -> CallNext:
             if frame.exits:
                 await close(frame, error)
             raise
-        return result
-
-    if injected.transactions:
-        return _in_transaction(handle, around)
-
-    async def alone(ctx: Context) -> Any:
-        frame = Frame(ctx, bus)
-        result = await handle(ctx, frame)
-        if frame.exits:
+        if opened is None and frame.exits:
             await close(frame, None)
         return result
 
-    return alone
+    return _in_transaction(handle, around) if injected.transactions else handle
 
 
 def _listed(result: object) -> Sequence[object]:
@@ -235,7 +228,7 @@ class _Slots:
     __slots__ = ("free", "taken")
 
     def __init__(self, size: int) -> None:
-        self.free = anyio.Semaphore(size)
+        self.free = anyio.Semaphore(size, fast_acquire=True)
         self.taken: list[_Slot] = []
 
     def stuck(self, holding: tuple["_Slot", ...], seen: list["_Slots"]) -> bool:
