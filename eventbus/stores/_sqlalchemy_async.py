@@ -138,7 +138,7 @@ class AsyncLink:
 
     def _undo(self, undo: Callable[[Any], Work[Any]], task: "asyncio.Task[Any]") -> None:
         if not task.cancelled() and task.exception() is None:
-            self._own(self._tried(undo(task.result()), False))
+            _ = self._own(self._tried(undo(task.result()), False))
 
     async def _tried(self, work: Work[T], single: bool) -> T:
         attempt = 1

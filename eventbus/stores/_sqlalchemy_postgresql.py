@@ -25,7 +25,8 @@ from eventbus.stores._sqlalchemy_rows import (
 __all__ = ("PostgreSQLRows",)
 
 MESSAGES = """WITH m AS MATERIALIZED (
-    SELECT * FROM unnest(:a_id, :a_type, :a_lane, :a_wait, :a_body) WITH ORDINALITY AS m(id, type, lane, wait, body, n)),
+    SELECT * FROM unnest(:a_id, :a_type, :a_lane, :a_wait, :a_body) WITH ORDINALITY
+        AS m(id, type, lane, wait, body, n)),
 """
 SUBSCRIBED = """SELECT m.n, m.id, s.name, m.type, CASE WHEN s.ordered = 1 THEN m.lane END AS lane, m.wait, m.body,
         s.name = ANY(:a_full) AND s.last_seen < {now} - :day AS refused
@@ -47,7 +48,8 @@ HEADED = """h(lane, seq, i) AS (
         SELECT lane, seq FROM eventbus_entry e WHERE e.recipient = :name AND e.lane > h.lane AND e.lane <= :last
         ORDER BY e.lane, e.seq LIMIT 1) x WHERE h.i < :scan)"""
 HEADS_DUE = """SELECT e.seq, h.i FROM h JOIN eventbus_entry e ON e.seq = h.seq
-        WHERE e.state = 0 AND e.lane IS NOT NULL AND e.due_at <= {now} ORDER BY h.i LIMIT :limit FOR UPDATE OF e SKIP LOCKED"""
+        WHERE e.state = 0 AND e.lane IS NOT NULL AND e.due_at <= {now} ORDER BY h.i LIMIT :limit
+        FOR UPDATE OF e SKIP LOCKED"""
 LANED_DUE = """SELECT seq, 0 AS i FROM eventbus_entry
         WHERE state = 0 AND recipient = :name AND lane IS NOT NULL AND due_at <= {now} LIMIT :limit
         FOR UPDATE SKIP LOCKED"""
@@ -144,9 +146,9 @@ class PostgreSQLRows(Rows):
             scan = max(SCAN, free)
             sql = CLAIM_TO_THE_END if last is None else CLAIM_HEADS
             rows = self.run(connection, sql, limit=free, scan=scan, lane=lane, last=last, **values).all()
-            taken = [row for row in rows if row[0] is not None]
-            furthest = max(taken, key=lambda row: row[9], default=None)
-            return Seen(taken, furthest and furthest[-1], rows[0][-2] or "", rows[0][-3] != scan)
+            taken: list[Any] = [row for row in rows if row[0] is not None]
+            furthest: str | None = max(taken, key=lambda row: row[9])[-1] if taken else None
+            return Seen(taken, furthest, rows[0][-2] or "", rows[0][-3] != scan)
 
         found, cursor = go_round(look, limit, cursor)
         return Claimed(entries(found), cursor)

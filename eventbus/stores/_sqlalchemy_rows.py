@@ -132,7 +132,7 @@ class Rows(ABC):
         """How much waits for each silent recipient, as it was when somebody last looked."""
         self._looked = float("-inf")
 
-    def run(self, connection: Connection, template: str, **values: Any) -> CursorResult[Any]:
+    def run(self, connection: Connection, template: str, **values: Any) -> "CursorResult[*tuple[Any, ...]]":
         """Run one statement at the time of the clock."""
         clock = self.clock
         key = (template, clock is None)
@@ -262,9 +262,9 @@ class Rows(ABC):
 
     def backlog(self, connection: Connection) -> list[Backlog]:
         """Count what waits, leased entries included, and what is dead, per recipient."""
-        seen = {name: age for name, age in self.run(connection, SEEN)}
-        dead = {name: count for name, count in self.run(connection, DIED)}
-        waiting = {name: (count, age) for name, count, age in self.run(connection, COUNTS)}
+        seen: dict[str, int] = {row[0]: row[1] for row in self.run(connection, SEEN)}
+        dead: dict[str, int] = {row[0]: row[1] for row in self.run(connection, DIED)}
+        waiting: dict[str, tuple[int, int]] = {name: (count, age) for name, count, age in self.run(connection, COUNTS)}
         found: list[Backlog] = []
         for name in sorted({*seen, *dead, *waiting}):
             count, age = waiting.get(name, (0, -1))
@@ -340,9 +340,12 @@ def _typed(sql: str) -> TextClause:
     )
 
 
-def entries(rows: Iterable[Any]) -> list[Entry]:
+def entries(rows: Iterable[Sequence[Any]]) -> list[Entry]:
     """Return rows of the columns ``CLAIMED`` as entries, in the order of their writing."""
-    found = [Entry(*row[:8], bytes(row[8] or b"")) for row in rows]
+    found: list[Entry] = []
+    for row in rows:
+        seq, claims, failures, id_, name, type_, lane, crashes, body = row[:9]
+        found.append(Entry(seq, claims, failures, id_, name, type_, lane, crashes, bytes(body or b"")))
     return sorted(found, key=lambda entry: entry.seq)
 
 

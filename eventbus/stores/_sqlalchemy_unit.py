@@ -14,6 +14,7 @@ from eventbus.errors import TransactionClosedError
 from eventbus.store import NewEntry, Settlement
 from eventbus.stores._sqlalchemy_link import READ_COMMITTED, Link, named
 from eventbus.stores._sqlalchemy_rows import Rows
+from eventbus.stores._sqlalchemy_schema import ENTRY
 
 __all__ = ("JoinedUnit", "OwnUnit")
 
@@ -51,14 +52,14 @@ class JoinedUnit:
 
     async def lock(self, seq: int, claims: int) -> bool:
         """Take the row lock of a claimed entry first of all; False if the lease is lost."""
-        return await self._step("locking an entry", lambda s: self._rows.lock(s.connection(), seq, claims))
+        return await self._step("locking an entry", lambda s: self._rows.lock(_connection(s), seq, claims))
 
     async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Write entries in this transaction; duplicates are ignored. Return the recipients written to."""
         self._check_open("publishing")
         if not entries:
             return frozenset()
-        return await self._step("publishing", lambda s: self._rows.add(s.connection(), entries))
+        return await self._step("publishing", lambda s: self._rows.add(_connection(s), entries))
 
     def stands(self) -> Callable[[], bool]:
         """Return what tells whether the savepoints that are open now, and the transaction, have not been rolled back.
@@ -81,7 +82,7 @@ class JoinedUnit:
 
     async def settle(self, settlement: Settlement) -> bool:
         """Write a settlement in this transaction; False if the lease is lost."""
-        lost = await self._step("settling", lambda s: self._rows.settle(s.connection(), [settlement]))
+        lost = await self._step("settling", lambda s: self._rows.settle(_connection(s), [settlement]))
         return not lost
 
     @asynccontextmanager
@@ -114,6 +115,10 @@ class JoinedUnit:
     def _check_open(self, operation: str) -> None:
         if self._closed:
             raise TransactionClosedError(operation)
+
+
+def _connection(session: Session) -> Connection:
+    return session.connection(bind_arguments={"clause": ENTRY})
 
 
 class _Trace:

@@ -108,7 +108,9 @@ class SQLAlchemyStore:
         a driver PostgreSQL means psycopg, MariaDB asyncmy.
         """
         parts = make_url(url)
-        options = {name: _flag(name, parts.query[name]) for name in ("create", "listen") if name in parts.query}
+        options: dict[str, Any] = {
+            name: _flag(name, parts.query[name]) for name in ("create", "listen") if name in parts.query
+        }
         parts = parts.difference_update_query(["create", "listen"])
         if parts.drivername in DRIVERS:
             parts = parts.set(drivername=f"{parts.drivername}+{DRIVERS[parts.drivername]}")
@@ -194,7 +196,7 @@ class SQLAlchemyStore:
         if not isinstance(session, wanted):
             raise TypeError(f"this store joins a {wanted.__name__}, not {session!r}")
         sync: Session = session.sync_session if isinstance(session, AsyncSession) else session
-        other = sync.get_bind(ENTRY).engine
+        other = sync.get_bind(clause=ENTRY).engine
         if other.pool is not self._engine.pool:
             raise StoreError(
                 f"the session works on {other.url!r}, the store on {self._engine.url!r} through another engine: what "

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,12 @@ class Database:
 
     def run(self, *statements: str) -> list[Any]:
         """Run statements by themselves; return the rows of the last one."""
-        return asyncio.run(_run(self.url, statements))
+        with ThreadPoolExecutor(1) as elsewhere:  # a test's own event loop may be running here
+            return elsewhere.submit(asyncio.run, _run(self.url, statements)).result()
 
-    def wipe(self) -> None:
-        """Drop the tables of the store."""
-        self.run(*(f"DROP TABLE IF EXISTS {table.name}" for table in metadata.sorted_tables))
+    def wipe(self, *more: str) -> None:
+        """Drop the tables of the store, and run what else is to be run."""
+        self.run(*(f"DROP TABLE IF EXISTS {table.name}" for table in metadata.sorted_tables), *more)
 
 
 async def _run(url: str, statements: tuple[str, ...]) -> list[Any]:
@@ -57,7 +59,7 @@ async def _run(url: str, statements: tuple[str, ...]) -> list[Any]:
 @contextmanager
 def a_database(kind: str, request: pytest.FixtureRequest, directory: Path) -> Iterator[Database]:
     """Make a database, and drop it at the end."""
-    driver = kind.split()[-1]
+    driver = kind.rsplit(maxsplit=1)[-1]
     if driver == "aiosqlite":
         yield Database(kind, f"sqlite+aiosqlite:///{directory / 'test.db'}")
         return

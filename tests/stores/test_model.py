@@ -20,11 +20,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import NullPool
 
 from eventbus.store import DeadFilter, Entry, Interest, NewEntry, Recipient, Settlement, Store
 from eventbus.stores.memory import MemoryStore
+from eventbus.stores.sqlalchemy import SQLAlchemyStore
 from eventbus.stores.sqlite import SQLiteStore
 from eventbus.testing.store_desk import HandClock
+from tests.stores.databases import CASES, a_database
 from tests.stores.model import LEASE, RETENTION, Model, Row
 
 RECIPIENTS = (Recipient("svc/plain"), Recipient("svc/ordered", ordered=True))
@@ -245,6 +248,24 @@ def _shown(row: Row) -> tuple[str, str, int, str, float]:
 )
 def test_model(name: str, make: Callable[[Path], Store], examples: int, backend: str) -> None:
     """The store answers everything as the model does."""
+    check(name, make, backend, examples)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("kind", "backend"), CASES)
+def test_model_of_sqlalchemy(kind: str, backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """So does the SQLAlchemy store, on every driver."""
+    with a_database(kind, request, tmp_path) as database:
+
+        def make(path: Path) -> Store:
+            database.wipe()
+            return SQLAlchemyStore(database.engine(poolclass=NullPool), create=True)
+
+        check("sqlalchemy", make, backend, examples=10)
+
+
+def check(name: str, make: Callable[[Path], Store], backend: str, examples: int) -> None:
+    """Run the machine on a store."""
     machine = type(name, (Machine,), {"make": staticmethod(make), "backend": backend})
     run_state_machine_as_test(
         machine,
