@@ -40,8 +40,15 @@ async def _hear_psycopg(driver: Any, wake: Callable[[], None]) -> None:
 
 async def _hear_asyncpg(driver: Any, wake: Callable[[], None]) -> None:
     lost = anyio.Event()
-    driver.add_termination_listener(lambda *_: lost.set())
-    await driver.add_listener(CHANNEL, lambda *_: wake())
+
+    def end(*_: object) -> None:
+        lost.set()
+
+    def hear(*_: object) -> None:
+        wake()
+
+    driver.add_termination_listener(end)
+    await driver.add_listener(CHANNEL, hear)
     wake()
     while not lost.is_set():
         with anyio.move_on_after(LONG):

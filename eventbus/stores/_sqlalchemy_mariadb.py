@@ -147,13 +147,13 @@ class MariaDBRows(Rows):
             values = {"name": name, "lane": lane, "last": last, "limit": free, "scan": max(SCAN, free)}
             seqs, furthest, reached, ended = self.run(connection, sql, **values).one()
             heads = [int(seq) for seq in seqs.split(",")[1:]]
-            taken = self.run(connection, TAKE_HEADS, seqs=heads).all() if heads else []
+            taken: Sequence[Any] = self.run(connection, TAKE_HEADS, seqs=heads).all() if heads else ()
             return Seen(taken, furthest, reached, bool(ended))
 
         if recipient.ordered:
             taken, cursor = go_round(look, limit, cursor)
         else:
-            taken, cursor = list(self.run(connection, TAKE_LANED, name=name, limit=limit)), ""
+            taken, cursor = list[Any](self.run(connection, TAKE_LANED, name=name, limit=limit)), ""
         if len(taken) < limit:
             taken += self.run(connection, TAKE_LOOSE, name=name, limit=limit - len(taken))
         if taken:

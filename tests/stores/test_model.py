@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import NullPool
 
-from eventbus.store import DeadFilter, Entry, Interest, NewEntry, Recipient, Settlement, Store
+from eventbus.store import DeadFilter, Entry, Interest, NewEntry, Recipient, Settlement, Store, connect
 from eventbus.stores.memory import MemoryStore
 from eventbus.stores.sqlalchemy import SQLAlchemyStore
 from eventbus.stores.sqlite import SQLiteStore
@@ -259,7 +259,9 @@ def test_model_of_sqlalchemy(kind: str, backend: str, request: pytest.FixtureReq
 
         def make(path: Path) -> Store:
             database.wipe()
-            return SQLAlchemyStore(database.engine(poolclass=NullPool), create=True)
+            if kind.startswith("sync"):
+                return SQLAlchemyStore(database.engine(poolclass=NullPool), create=True)
+            return connect(f"{database.url}?create=true")
 
         check("sqlalchemy", make, backend, examples=10)
 
