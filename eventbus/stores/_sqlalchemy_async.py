@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from eventbus.errors import StoreError, WrongLoopError
-from eventbus.stores._sqlalchemy_link import CHANNEL, TRIES, Work, is_again, named, needs_level, work_on
+from eventbus.stores._sqlalchemy_link import CHANNEL, TRIES, Work, is_again, is_lost, named, needs_level, work_on
 
 __all__ = ("AsyncLink",)
 
@@ -99,7 +99,7 @@ class AsyncLink:
             raise WrongLoopError("using the SQLAlchemy store", "another event loop")
 
     async def call(self, work: Work[T], *, single: bool, undo: Callable[[T], Work[Any]] | None = None) -> T:
-        task = self._own(self._tried(work, single))
+        task = self._own(self._tried(work, single, undo is None))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -147,16 +147,17 @@ class AsyncLink:
         if not task.cancelled() and task.exception() is None:
             _ = self._own(self._tried(undo(task.result()), False))
 
-    async def _tried(self, work: Work[T], single: bool) -> T:
-        attempt = 1
+    async def _tried(self, work: Work[T], single: bool, repeats: bool = True) -> T:
+        attempt, fresh = 1, repeats
         while True:
             try:
                 return await self._once(work, single)
             except Exception as error:
-                if attempt == TRIES or not is_again(error):
+                if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error))):
                     raise named(error, self._engine.sync_engine) from error
                 log.debug("trying again: %s", error)
             attempt += 1
+            fresh = False
 
     async def _once(self, work: Work[T], single: bool) -> T:
         connection = await (self._single if single else self._plain).connect()

@@ -9,7 +9,18 @@ from sqlalchemy.orm import Session
 
 from eventbus.errors import EventBusError, StoreError, StoreFullError
 
-__all__ = ("CHANNEL", "READ_COMMITTED", "TRIES", "Link", "Work", "is_again", "named", "needs_level", "work_on")
+__all__ = (
+    "CHANNEL",
+    "READ_COMMITTED",
+    "TRIES",
+    "Link",
+    "Work",
+    "is_again",
+    "is_lost",
+    "named",
+    "needs_level",
+    "work_on",
+)
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -91,6 +102,14 @@ def code(error: BaseException) -> object:
 def is_again(error: BaseException) -> bool:
     """Tell whether the database broke a transaction off for the sake of another, so that it can be tried again."""
     return isinstance(error, DBAPIError) and code(error) in AGAIN
+
+
+def is_lost(error: BaseException) -> bool:
+    """Tell whether the connection was lost: one from the pool may have been dead for long.
+
+    Every verb but a claim can be repeated even if it was done: the unique key and the fence see to it.
+    """
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def named(error: BaseException, engine: Engine, doing: str = "") -> BaseException:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from eventbus.errors import StoreError, WrongLoopError
-from eventbus.stores._sqlalchemy_link import CHANNEL, TRIES, Work, is_again, named, needs_level, work_on
+from eventbus.stores._sqlalchemy_link import CHANNEL, TRIES, Work, is_again, is_lost, named, needs_level, work_on
 
 __all__ = ("ThreadLink",)
 
@@ -66,7 +66,7 @@ class ThreadLink:
             raise WrongLoopError("using the SQLAlchemy store", "a forked process")
 
     async def call(self, work: Work[T], *, single: bool, undo: Callable[[T], Work[Any]] | None = None) -> T:
-        future, over = self._submit(partial(self._tried, work, single))
+        future, over = self._submit(partial(self._tried, work, single, undo is None))
         try:
             await over.wait()
         except BaseException:
@@ -127,17 +127,18 @@ class ThreadLink:
         if future.exception() is None and self._threads is not None:
             self._threads.submit(self._tried, undo(future.result()), False)
 
-    def _tried(self, work: Work[T], single: bool) -> T:
-        attempt = 1
+    def _tried(self, work: Work[T], single: bool, repeats: bool = True) -> T:
+        attempt, fresh = 1, repeats
         while True:
             try:
                 with (self._single if single else self._plain).connect() as connection:
                     return work_on(connection, work, single, self.level)
             except Exception as error:
-                if attempt == TRIES or not is_again(error):
+                if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error))):
                     raise named(error, self._engine) from error
                 log.debug("trying again: %s", error)
             attempt += 1
+            fresh = False
 
 
 def _poster() -> Callable[[Callable[[], object]], object]:

@@ -1,13 +1,13 @@
 """Be one transaction of the SQLAlchemy store: on a session of its own, or on the caller's."""
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from eventbus.errors import TransactionClosedError
@@ -66,11 +66,7 @@ class JoinedUnit:
 
         The session's owner may make savepoints too, and roll back without telling us.
         """
-        around: list[SessionTransaction] = []
-        innermost = self._sync.get_nested_transaction() or self._sync.get_transaction()
-        while innermost is not None:
-            around.append(innermost)
-            innermost = innermost.parent
+        around = list(_around(self._sync))
         trace: _Trace = self._sync.info[TRACE]
         return lambda: trace.undone.isdisjoint(around)
 
@@ -88,14 +84,13 @@ class JoinedUnit:
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
         """Return a savepoint: rolled back on an exception, released otherwise."""
-        point = await self._step("a savepoint", lambda s: s.begin_nested())
+        point = await self._step("a savepoint", lambda s: s.begin_nested(), users=True)
         try:
             yield
+            await self._step("a savepoint", lambda s: _release(s, point), users=True)
         except BaseException:
-            await self._undo(lambda s: point.rollback() if point.is_active else None)
+            await self._undo(lambda s: _take_back(s, point))
             raise
-        if point.is_active:
-            await self._step("a savepoint", lambda s: point.commit())
 
     async def _undo(self, step: Callable[[Session], object]) -> None:
         """Roll back; if that fails too, what has failed before is told."""
@@ -104,17 +99,40 @@ class JoinedUnit:
         except SQLAlchemyError as error:
             log.warning("rolling back: %s", named(error, self._engine))
 
-    async def _step(self, operation: str, step: Callable[[Session], T]) -> T:
+    async def _step(self, operation: str, step: Callable[[Session], T], *, users: bool = False) -> T:
+        """Run a step; with ``users`` it writes the user's own objects too, and what is wrong with them is theirs."""
         self._check_open(operation)
         self._link.check()
         try:
             return await self._link.within(self._session, step)
-        except (DBAPIError, OSError) as error:
+        except (IntegrityError, DataError) as error:
+            if users:
+                raise
+            raise named(error, self._engine, operation) from error
+        except (SQLAlchemyError, OSError) as error:
             raise named(error, self._engine, operation) from error
 
     def _check_open(self, operation: str) -> None:
         if self._closed:
             raise TransactionClosedError(operation)
+
+
+def _around(session: Session) -> Iterator[SessionTransaction]:
+    """Yield the open transactions of a session, the innermost savepoint first."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    while transaction is not None:
+        yield transaction
+        transaction = transaction.parent
+
+
+def _release(session: Session, point: SessionTransaction) -> None:
+    if point in _around(session):  # not if the session's owner has ended it
+        point.commit()
+
+
+def _take_back(session: Session, point: SessionTransaction) -> None:
+    if point in _around(session):
+        point.rollback()
 
 
 def _connection(session: Session) -> Connection:
@@ -165,16 +183,26 @@ class OwnUnit(JoinedUnit):
             await self._undo(lambda s: s.close())
             return
         try:
-            await self._link.within(self._session, _commit)
-        except (DBAPIError, OSError) as failed:
-            raise named(failed, self._engine, "the commit failed, and whether it was done is not known") from failed
+            users = await self._link.within(self._session, _commit)
+        except (SQLAlchemyError, OSError) as failed:
+            unknown = not isinstance(failed, DBAPIError) or failed.connection_invalidated
+            what = "the commit failed" + (", and whether it was done is not known" if unknown else "")
+            raise named(failed, self._engine, what) from failed
+        if users is not None:
+            raise users
 
 
-def _commit(session: Session) -> None:
+def _commit(session: Session) -> Exception | None:
+    """Commit; return what is wrong with the user's own objects, which are written just before."""
     try:
+        try:
+            session.flush()
+        except SQLAlchemyError as error:
+            return error
         session.commit()
     finally:
         session.close()
+    return None
 
 
 def _set_level(session: Session, transaction: SessionTransaction, connection: Connection) -> None:  # noqa: ARG001

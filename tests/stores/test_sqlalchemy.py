@@ -19,7 +19,7 @@ from eventbus.store import DeadFilter, Interest, NewEntry, Recipient, Settlement
 from eventbus.stores import _sqlalchemy_schema as schema
 from eventbus.stores.sqlalchemy import SQLAlchemyStore, ddl, metadata
 from eventbus.stores.sqlite import SQLiteStore
-from eventbus.testing.store_exam import CHECKS, LIMITS, Check, examine
+from eventbus.testing.store_exam import CHECKS, LIMITS, Check, HandClock, examine
 from tests.stores.databases import CASES, DRIVERS, ON_ASYNCIO, Database, Databases, a_database, dispose
 
 H = Recipient("svc/plain")
@@ -406,6 +406,16 @@ async def test_deadlock_is_tried_again(store: SQLAlchemyStore) -> None:
     assert sorted(["w1", "w2", "w3", "x", "y"]) == sorted(await ids(store))
 
 
+@pytest.mark.parametrize("kind", ["psycopg", "asyncpg"])
+@ON_ASYNCIO
+async def test_dead_connections_of_the_pool(store: SQLAlchemyStore, engine: Any, database: Database) -> None:
+    """Connections that the server has cut while they lay in the pool trouble nobody but a claim."""
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+    await anyio.to_thread.run_sync(database.run, kill + "AND pid <> pg_backend_pid()")
+    await store.add(new("m"))
+    assert ["m"] == await ids(store)
+
+
 @pytest.mark.parametrize("kind", ["psycopg", "asyncpg", "asyncmy"])
 @ON_ASYNCIO
 async def test_own_transactions_are_read_committed(database: Database) -> None:
@@ -441,6 +451,28 @@ async def test_publishers_do_not_wait_for_each_other(store: SQLAlchemyStore) -> 
             await store.add(new("sane"))  # behind it: ids grow, and the gap before a row is locked with it
         assert not again.is_set()
     assert ["same", "sane"] == sorted(await ids(store))
+
+
+@every_driver
+@ON_ASYNCIO
+async def test_row_lock_keeps_a_claim(engine: Any) -> None:
+    """A handler's transaction keeps its entry though the lease lapses: nobody else claims it, and done is done."""
+    store, clock = SQLAlchemyStore(engine, create=True), HandClock()
+    if store.exclusive:
+        return
+    store.bind(clock)
+    async with store:
+        await store.announce([Interest(H.name, "t"), Interest("svc/ordered", "t", ordered=True)])
+        await store.add(new("m", key="k"))
+        for recipient in (H, Recipient("svc/ordered", ordered=True)):
+            (entry,) = (await store.claim(recipient, owner="w", limit=1, lease=30.0)).entries
+            async with store.begin() as unit:
+                assert await unit.lock(entry.seq, entry.claims)
+                clock.advance(100.0)
+                with anyio.fail_after(5):
+                    assert [] == list((await store.claim(recipient, owner="thief", limit=1, lease=30.0)).entries)
+                assert await unit.settle(Settlement(entry.seq, entry.claims, "done"))
+            assert [] == list((await store.claim(recipient, owner="w", limit=1, lease=30.0)).entries)
 
 
 @every_driver

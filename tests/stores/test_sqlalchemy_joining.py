@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 from sqlalchemy import Column, Integer, MetaData, Table, delete, event, insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, registry, sessionmaker
 from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelAsyncSession
 
 from eventbus import (
@@ -509,6 +509,32 @@ async def test_error_of_a_commit_writes_nothing(engine: Any) -> None:
         await t.advance(20)
         assert [1, 1] == shop.seen
         assert not t.dead
+
+
+@on_postgresql
+async def test_what_is_wrong_with_the_users_objects(shop: Shop, t: Harness) -> None:
+    """An error in what the session writes at the commit, or at a savepoint, arrives as SQLAlchemy's own."""
+    mapped = registry()
+
+    class Order:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    mapped.map_imperatively(Order, ORDERS)
+    with pytest.raises(IntegrityError):
+        async with shop.bus.transaction() as tx:
+            await place(tx.session, 1)
+            await shop.bus.publish(Placed(number=1))
+            tx.session.add(Order(1))
+    async with shop.bus.transaction() as tx:
+        await place(tx.session, 2)
+        with pytest.raises(IntegrityError):
+            async with shop.bus.transaction():
+                tx.session.add(Order(2))
+    mapped.dispose()
+    await t.settled()
+    assert [] == shop.seen
+    assert [2] == await shop.numbers()
 
 
 def test_names_of_the_tables() -> None:
