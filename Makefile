@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 TOO_OLD = eventbus needs Python 3.11 or newer, and $(PYTHON) is not: try make PYTHON=python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint bench bench-peers format clean
+.PHONY: help setup demo test check lint bench bench-peers brokers format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -36,6 +36,9 @@ bench: $(DEV) ## Print the benchmarks
 
 bench-peers: $(VENV)-peers/.ready ## Print this library beside its peers, in an environment that has them
 	@$(VENV)-peers/bin/python -m benchmarks.peers $(ARGS)
+
+brokers: $(DEV) ## Start the test servers that are installed, until Ctrl-C
+	@$(BIN)/python -m tests.servers $(ARGS)
 
 format: $(DEV) ## Rewrite the code in the house style
 	@$(BIN)/ruff check --fix-only .
