@@ -30,16 +30,8 @@ def recipe(*, durable: bool = False) -> Recipe:
         return [[tool(place, "initdb"), "-D", str(place.directory / "data"), *options]]
 
     def command(place: Place) -> list[str]:
-        where = [
-            "-D",
-            str(place.directory / "data"),
-            "-k",
-            str(place.directory),
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(place.port),
-        ]
+        here, port = str(place.directory), str(place.port)
+        where = ["-D", f"{here}/data", "-k", here, "-h", "127.0.0.1", "-p", port]
         return [tool(place, "postgres"), *where, "-c", "max_connections=300", *(() if durable else HASTY)]
 
     return Recipe(
