@@ -33,6 +33,7 @@ class Stream(Generic[E]):
         self._missed = 0
         self._ended = False
         self._news = Signal()
+        self._reading = 0
         self._home = current_token()
 
     def __aiter__(self) -> AsyncIterator[E]:
@@ -40,8 +41,12 @@ class Stream(Generic[E]):
 
     async def __anext__(self) -> E:
         """Wait for the next event. Raises ``SlowConsumerError`` after falling behind with ``slow="disconnect"``."""
-        while not (self._buffer or self._ended or self._missed):
-            await self._news.wait()
+        self._reading += 1
+        try:
+            while not (self._buffer or self._ended or self._missed):
+                await self._news.wait()
+        finally:
+            self._reading -= 1
         if self._missed and self._slow == "disconnect":
             raise SlowConsumerError(", ".join(one.__name__ for one in self.types), self._size)
         if self._missed:
@@ -50,6 +55,11 @@ class Stream(Generic[E]):
         if self._buffer:
             return self._buffer.popleft()
         raise StopAsyncIteration
+
+    @property
+    def behind(self) -> bool:
+        """Tell whether a reader waits here who has something to read by now."""
+        return self._reading > 0 and bool(self._buffer or self._missed or self._ended)
 
     def feed(self, event: E) -> None:
         """Take an event in; when the buffer is full the oldest gives way, and the reader will be told.
@@ -102,6 +112,10 @@ class Live:
         for stream in self.streams:
             if isinstance(event, stream.types):
                 stream.feed(event)
+
+    def behind(self) -> int:
+        """Count the streams whose readers have been woken and have not gone on yet."""
+        return sum(stream.behind for stream in self.streams)
 
     def end(self) -> None:
         """End all streams: the bus stops."""

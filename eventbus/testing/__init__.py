@@ -1,6 +1,21 @@
 """What users import in their tests."""
 
 from eventbus.testing.clock import VirtualClock
-from eventbus.testing.harness import Harness, NotSettledError, UnobservedError, harness
+from eventbus.testing.harness import Harness, harness
+from eventbus.testing.record import Handling, Seen, UnobservedError
+from eventbus.testing.rehearsal import Rehearsal, RehearsalError
+from eventbus.testing.settling import NotSettledError
+from eventbus.testing.standins import Stub
 
-__all__ = ("Harness", "NotSettledError", "UnobservedError", "VirtualClock", "harness")
+__all__ = (
+    "Handling",
+    "Harness",
+    "NotSettledError",
+    "Rehearsal",
+    "RehearsalError",
+    "Seen",
+    "Stub",
+    "UnobservedError",
+    "VirtualClock",
+    "harness",
+)

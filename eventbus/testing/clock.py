@@ -10,10 +10,23 @@ import anyio.lowlevel
 
 from eventbus.context import current
 
-__all__ = ("VirtualClock",)
+__all__ = ("Chore", "VirtualClock")
 
 MOMENT = 1e-6
 """Seconds within which two times are the same one: sums of the same waits differ by less."""
+
+
+class Chore(float):
+    """Be seconds after which somebody looks whether there is anything to do; a fraction of them is a chore too.
+
+    >>> type(Chore(30.0) / 3).__name__, type(Chore(30.0) + 1).__name__
+    ('Chore', 'float')
+    """
+
+    __slots__ = ()
+
+    def __truediv__(self, other: float) -> "Chore":
+        return Chore(float(self) / other)
 
 
 class VirtualClock:
@@ -27,6 +40,7 @@ class VirtualClock:
         self._start = start
         self._passed = 0.0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._chores: list[tuple[float, int, Callable[[], None]]] = []
         self._cancelled: set[int] = set()
         self._count = count()
         self.waking = 0
@@ -53,7 +67,7 @@ class VirtualClock:
             self.waking += 1
             event.set()
 
-        number = self._at(self._passed + seconds, fire)
+        number = self._at(self._passed + seconds, fire, chore=isinstance(seconds, Chore))
         try:
             await event.wait()
         finally:
@@ -82,7 +96,7 @@ class VirtualClock:
                 self.waking += 1
                 scope.cancel()
 
-            number = self._at(self._passed + seconds, fire)
+            number = self._at(self._passed + seconds, fire, chore=isinstance(seconds, Chore) and not handling)
             self.timed += handling
             try:
                 yield scope
@@ -93,20 +107,26 @@ class VirtualClock:
                 else:
                     self._cancelled.add(number)
 
-    def next_due(self) -> float | None:
-        """Return when, in ``monotonic`` time, the next timer fires, or None."""
-        while self._timers and self._timers[0][1] in self._cancelled:
-            self._cancelled.discard(heapq.heappop(self._timers)[1])
-        return self._timers[0][0] if self._timers else None
+    def next_due(self, *, chores: bool = True) -> float | None:
+        """Return when, in ``monotonic`` time, the next timer fires, or None; ``chores=False`` looks past chores."""
+        heads = [timers[0][0] for timers in (self._timers, self._chores)[: 1 + chores] if self._tidy(timers)]
+        return min(heads, default=None)
 
     def jump(self, moment: float) -> None:
         """Move to ``moment`` of ``monotonic`` time, never back, and fire what is due by then."""
         self._passed = max(self._passed, moment)
         while (due := self.next_due()) is not None and due <= self._passed + MOMENT:
             self._passed = max(self._passed, due)
-            heapq.heappop(self._timers)[2]()
+            heads = [timers for timers in (self._timers, self._chores) if self._tidy(timers)]
+            heapq.heappop(min(heads))[2]()
 
-    def _at(self, moment: float, fire: Callable[[], None]) -> int:
+    def _tidy(self, timers: list[tuple[float, int, Callable[[], None]]]) -> bool:
+        """Forget what was cancelled at the head; tell whether anything is left."""
+        while timers and timers[0][1] in self._cancelled:
+            self._cancelled.discard(heapq.heappop(timers)[1])
+        return bool(timers)
+
+    def _at(self, moment: float, fire: Callable[[], None], *, chore: bool = False) -> int:
         number = next(self._count)
-        heapq.heappush(self._timers, (moment, number, fire))
+        heapq.heappush(self._chores if chore else self._timers, (moment, number, fire))
         return number

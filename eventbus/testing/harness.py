@@ -2,69 +2,60 @@
 
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from random import Random
+from dataclasses import replace
+from functools import partial
+from random import Random, SystemRandom
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-import anyio
-from anyio.lowlevel import checkpoint
 
 from eventbus._extras import require
 from eventbus.bus import EventBus
 from eventbus.clock import Runtime, new_id
-from eventbus.context import Context
 from eventbus.dispatch import Receipt
 from eventbus.errors import WiringError
 from eventbus.message import Command
-from eventbus.middleware import CallNext
 from eventbus.store import DeadEntry, Store, connect
-from eventbus.testing.clock import VirtualClock
-from eventbus.transport import Delivery
-from eventbus.transports.memory import MemoryTransport
+from eventbus.testing.clock import Chore, VirtualClock
+from eventbus.testing.record import Handling, Record, Seen
+from eventbus.testing.rehearsal import Rehearsal, RehearsedFaults, seeded_scheduler
+from eventbus.testing.settling import Settling
+from eventbus.testing.standins import Stub, Stubs, Understudy, named
+from eventbus.testing.watched import Faults, WatchedStore, WatchedTransport
 
 if TYPE_CHECKING:
     import httpx
     from fastapi import FastAPI
 
-__all__ = ("Harness", "NotSettledError", "UnobservedError", "harness")
+__all__ = ("Harness", "Mode", "harness")
 
 R = TypeVar("R")
 M = TypeVar("M")
-Mode = Literal["inline", "queued"]
+Mode = Literal["inline", "queued", "rehearsal"]
+MODES = ("inline", "queued", "rehearsal")
 
-PATIENCE = 30.0
-"""Real seconds after which work that does not end is reported instead of waited for."""
-
-HUNG = 1.0
-"""Real seconds after which handlers that do nothing seem to wait for their timeout, which only time can bring."""
-
-STEPS = 10
-"""Turns of the event loop, without anything left to do, after which every task has set its next timer."""
-
-
-class NotSettledError(AssertionError):
-    """Say what was still going on when the patience of ``settled()`` ended."""
-
-
-class UnobservedError(AssertionError):
-    """Say which messages died without the test looking at ``t.dead``."""
+SEEDS = 1_000_000
+"""How many seeds there are to draw from, when none is given."""
+ALL = 1_000_000
+"""How many of the dead are looked at."""
 
 
 class Harness:
     """Drive a bus from a test; made by ``harness``."""
 
-    def __init__(self, bus: EventBus, clock: VirtualClock) -> None:
+    def __init__(self, bus: EventBus, clock: VirtualClock, rehearsal: Rehearsal | None = None) -> None:
         self.bus = bus
         self.clock = clock
+        self.rehearsal = rehearsal
+        """The seed and the schedule of ``mode="rehearsal"``, else None."""
+        ids = new_id if rehearsal is None else partial(rehearsal.new_id, clock)
+        self.record = Record(clock.monotonic, ids, None if rehearsal is None else rehearsal.perform)
+        self.stubs = Stubs()
+        self._settling = Settling(bus, clock, self.record, None)
         self._client: httpx.AsyncClient | None = None
         self._dead: list[DeadEntry] = []
-        self._seen: set[str] = set()
-        self._hung: set[Delivery] = set()
-        self.events: list[Any] = []
-        """Every event published, in order, once its transaction has committed."""
-        self.handlings: list[tuple[str, Any, BaseException | None]] = []
-        """Every handling that ended: handler, message, what it raised."""
+        self._looked: set[str] = set()
+        self._calls = 0
 
     @property
     def client(self) -> "httpx.AsyncClient":
@@ -73,13 +64,34 @@ class Harness:
             raise RuntimeError("there is no client: harness(bus, app=app)")
         return self._client
 
-    def connect(self, client: "httpx.AsyncClient") -> None:
-        """Give the test its HTTP client."""
-        self._client = client
+    @property
+    def events(self) -> list[Any]:
+        """Every event published, in order, once its transaction has committed."""
+        return self.record.events
+
+    @property
+    def handlings(self) -> list[Handling]:
+        """Every handling, in the order of their beginnings."""
+        return self.record.handlings
+
+    @property
+    def calls(self) -> int:
+        """How many calls of this test's own are under way."""
+        return self._calls
+
+    @contextmanager
+    def call(self) -> Generator[None]:
+        """Count a call of this test's own."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
 
     async def send(self, command: Command[R]) -> R:
         """Send a command and return its result."""
-        return await self.bus.send(command)
+        with self.call():
+            return await self.bus.send(command)
 
     async def publish(
         self,
@@ -92,8 +104,9 @@ class Harness:
         atomic: bool = False,
     ) -> Receipt:
         """Publish an event; no transaction is needed here."""
-        receipts = await self.bus.publish_many([event], key=key, delay=delay, headers=headers, atomic=atomic)
-        return receipts[0]
+        with self.call():
+            [receipt] = await self.bus.publish_many([event], key=key, delay=delay, headers=headers, atomic=atomic)
+        return receipt
 
     async def enqueue(
         self,
@@ -106,15 +119,16 @@ class Harness:
         atomic: bool = False,
     ) -> Receipt:
         """Enqueue a command; no transaction is needed here."""
-        return await self.bus.enqueue(command, key=key, delay=delay, headers=headers, atomic=atomic)
+        with self.call():
+            return await self.bus.enqueue(command, key=key, delay=delay, headers=headers, atomic=atomic)
 
     async def settled(self) -> None:
         """Return when nothing runs and nothing is due at the current virtual time.
 
-        Raises ``NotSettledError`` naming what does not end within ``PATIENCE`` real seconds.
+        Raises ``NotSettledError`` naming what does not end within 30 real seconds.
         """
-        await self._settle(moving=False)
-        self._dead = await self.bus.dead.find(limit=1_000_000)
+        await self._settling.settle()
+        self._dead = await self.bus.dead.find(limit=ALL)
 
     async def advance(self, seconds: float) -> None:
         """Move the clock, stopping at every due time on the way, and settle at each.
@@ -122,87 +136,95 @@ class Harness:
         A handler that does nothing while its ``timeout=`` runs is left to it. Raises ``NotSettledError`` as
         ``settled()``, and ``ValueError`` for a way back.
         """
-        if not 0 <= seconds < math.inf:
-            raise ValueError(f"advance() takes the seconds to move on, 0 or more, not {seconds!r}")
-        target = self.clock.monotonic() + seconds
-        await self._settle(moving=True)
-        while (due := self.clock.next_due()) is not None and due <= target:
-            self.clock.jump(due)
-            await self._settle(moving=True)
-        self.clock.jump(target)
-        await self._settle(moving=True)
-        self._dead = await self.bus.dead.find(limit=1_000_000)
+        await self._settling.advance(seconds)
+        self._dead = await self.bus.dead.find(limit=ALL)
 
-    def published(self, type: type[M], /, **facts: Any) -> list[M]:
-        """Return the published events of a type whose fields have these values."""
-        return [event for event in self.events if isinstance(event, type) and _has(event, facts)]
+    def published(self, type: type[M], /, **facts: Any) -> Seen[M]:
+        """Return the published events of a type whose fields have these values; shown empty, it says what there was."""
+        return self.record.published(type, facts)
 
-    def sent(self, type: type[M], /, **facts: Any) -> list[M]:
-        """Return the handled commands of a type whose fields have these values."""
-        return [message for _, message, _ in self.handlings if isinstance(message, type) and _has(message, facts)]
+    def sent(self, type: type[M], /, **facts: Any) -> Seen[M]:
+        """Return the handled commands of a type whose fields have these values; shown empty, it says what there was."""
+        return self.record.sent(type, facts)
 
-    def handled(self, handler: str) -> list[Any]:
-        """Return the messages that a handler, by its stable name, has handled without an error."""
-        return [message for name, message, error in self.handlings if name == handler and error is None]
+    def handled(self, handler: str | Callable[..., Any]) -> Seen[Any]:
+        """Return the messages that a handler, given by its stable name or function, handled without an error."""
+        return self.record.handled(handler if isinstance(handler, str) else self._named(handler))
+
+    def failed(self, handler: str | Callable[..., Any]) -> list[Exception]:
+        """Return what a handler raised at any attempt; looking at a failure is observing it."""
+        return self.record.failed(self._named(handler))
 
     @property
     def dead(self) -> list[DeadEntry]:
         """The dead as of the last ``settled`` or ``advance``; looking at one that died is observing it."""
-        self._seen.update(entry.id for entry in self._dead)
+        self._looked.update(entry.id for entry in self._dead)
         return self._dead
 
-    def unobserved(self) -> list[DeadEntry]:
-        """Return the dead that nobody has looked at."""
-        return [entry for entry in self._dead if entry.id not in self._seen]
+    def stub(
+        self,
+        handler: str | Callable[..., Any],
+        *,
+        returns: Any = None,
+        raises: BaseException | None = None,
+        calls: Callable[[Any], Any] | None = None,
+    ) -> Stub:
+        """Let something else stand in for a handler until the test ends: what it asks for is not opened.
 
-    async def record(self, ctx: Context, call_next: CallNext) -> Any:
-        """Be the outermost middleware: note what was handled and how it ended."""
-        try:
-            result = await call_next(ctx)
-        except BaseException as error:
-            self.handlings.append((ctx.handler, ctx.message, error))
-            raise
-        self.handlings.append((ctx.handler, ctx.message, None))
-        return result
+        Args:
+            handler: its function or its stable name.
+            returns: what it returns.
+            raises: what it raises instead.
+            calls: what is called with the message and gives the result, awaited if need be.
+
+        Returns the stub, whose ``messages`` are what came. Raises ``ValueError`` if there is no such handler.
+        """
+        return self.stubs.add(Stub(self._named(handler), returns, raises, calls))
+
+    def tree(self) -> str:
+        """Return who caused what: every message with its handlings, their attempts and times."""
+        return "\n".join(self.record.tree())
+
+    def begin(self, store: WatchedStore | None) -> None:
+        """Take what has been started for the test."""
+        self._settling = Settling(self.bus, self.clock, self.record, store)
+        if self.rehearsal is not None:
+            self.rehearsal.watch(store, lambda: self._calls)
+        worker = self.bus.engine.worker
+        if worker is not None:
+            self.record.news = worker.changed.fire
+            if store is not None:
+                store.news = worker.changed.fire
+
+    def connect(self, client: "httpx.AsyncClient") -> None:
+        """Give the test its HTTP client."""
+        self._client = client
 
     def abandon(self) -> None:
         """Cancel what still runs: the test is over, and no time will pass any more for a drain to end by."""
+        if self.rehearsal is not None:
+            self.rehearsal.stage.over = True
         if self.bus.engine.worker is not None:
             self.bus.engine.worker.cut()
 
-    async def _settle(self, *, moving: bool) -> None:
-        with anyio.move_on_after(PATIENCE) as scope:
-            await self._quiet(moving)
-        if scope.cancelled_caught:
-            worker = self.bus.engine.worker
-            running = [
-                f"{len(channel.running)} x {channel.source.name}"
-                for channel in (worker.channels if worker else [])
-                if channel.running
-            ]
-            what = ", ".join(running) or "messages that nobody took"
-            hint = "; a timeout= runs out in advance() only" if self.clock.timed and not moving else ""
-            raise NotSettledError(f"after {PATIENCE:g} s still going on: {what}{hint}")
+    def check(self) -> None:
+        """Raise what fails a test that has passed: what nobody looked at, and what a rehearsal has found."""
+        unobserved = self.record.unobserved(self._dead, self._looked, self.bus.engine.owner)
+        if unobserved is not None:
+            raise unobserved
+        if self.rehearsal is not None:
+            self.rehearsal.judge()
 
-    async def _quiet(self, moving: bool) -> None:
-        engine, steps = self.bus.engine, 0
-        while steps < STEPS:
-            await checkpoint()
-            left = 0 if engine.worker is None else engine.outstanding()
-            steps = 0 if left or self.clock.waking else steps + 1
-            if engine.worker is None or not left or self.clock.waking:
-                continue
-            if not moving:
-                await engine.worker.changed.wait()
-                continue
-            running = {delivery for channel in engine.worker.channels for delivery in channel.running}
-            if running and running == self._hung and left <= self.clock.timed:
-                return
-            with anyio.move_on_after(HUNG) as scope:
-                await engine.worker.changed.wait()
-            if scope.cancelled_caught and engine.outstanding() <= self.clock.timed:
-                self._hung = running
-                return
+    def explain(self, error: BaseException) -> None:
+        """Add to what fails the test what may be behind it."""
+        unobserved = self.record.unobserved([], set(), self.bus.engine.owner)
+        if unobserved is not None and unobserved is not error and not isinstance(error, type(unobserved)):
+            error.add_note(f"meanwhile, in handlers:\n{unobserved}")
+        if self.rehearsal is not None:
+            self.rehearsal.sign(error)
+
+    def _named(self, handler: str | Callable[..., Any]) -> str:
+        return named(handler, (known.handler for known in self.bus.engine.registry.known))
 
 
 @asynccontextmanager
@@ -220,13 +242,15 @@ async def harness(
     Args:
         bus: the application's own bus object; whoever holds it sees the swap.
         app: the application, for ``t.client``; its lifespan runs here.
-        mode: "queued" keeps the routes and sends bytes through queues; "inline" handles everything at once.
+        mode: "queued" keeps the routes and sends bytes through queues; "inline" handles everything at once;
+            "rehearsal" is "queued" with duplicates, other orders, lost acknowledgements and failures from a seed.
         store: a store instead of the bus's own; a bus that needs one and has none gets one in memory.
-        overrides: dependency -> replacement, for handlers and (with ``app``) endpoints.
-        seed: makes jitter repeatable.
+        overrides: dependency or handler -> replacement; dependencies also for endpoints, with ``app``.
+        seed: makes jitter repeatable, and the whole of a rehearsal; without it a rehearsal draws one and prints it.
 
-    Raises ``UnobservedError`` at the end if a message died and nobody looked at ``t.dead``, and ``RuntimeError`` for a
-    bus that runs already.
+    Raises ``UnobservedError`` at the end if a message died and nobody looked at ``t.dead``, or a delivered handling
+    failed and nobody looked there or at ``t.failed(...)``; ``RehearsalError`` for what a rehearsal found by itself; and
+    ``RuntimeError`` for a bus that runs already.
 
     >>> import anyio
     >>> async def main() -> None:
@@ -234,49 +258,91 @@ async def harness(
     ...         await t.settled()
     >>> anyio.run(main)
     """
-    if mode not in ("inline", "queued"):
-        raise ValueError(f'harness(mode=...) takes "inline" or "queued", not {mode!r}')
+    if mode not in MODES:
+        raise ValueError(f"harness(mode=...) takes {', '.join(MODES)}, not {mode!r}")
     if _runs(bus):
         raise RuntimeError("harness(bus): this bus runs already; leave its lifetime, or the other harness, first")
-    wiring = bus.wiring
+    rehearsal = None
+    if mode == "rehearsal":
+        seed = SystemRandom().randrange(SEEDS) if seed is None else seed
+        rehearsal = Rehearsal.of(seed, lambda: bus.engine)
     clock = VirtualClock() if seed is not None else VirtualClock(start=float(math.ceil(time.time())))
-    parts: dict[str, Any] = {
-        "transports": {name: MemoryTransport(limits=wiring.limits, clock=clock) for name in wiring.transports}
-    }
-    if store is not None:
-        parts["store"] = store
-    t = Harness(bus, clock)
-    parts["middleware"] = (t.record, *wiring.middleware)
-    runtime = Runtime(clock, new_id, Random(seed))
+    t = Harness(bus, clock, rehearsal)
+    runtime = Runtime(clock, t.record.new_id, Random(seed))
     async with AsyncExitStack() as stack:
+        if seed is not None and rehearsal is not None:
+            stack.enter_context(seeded_scheduler(seed))
         stack.enter_context(_replaced(overrides or {}, bus.overrides))
         if app is not None:
             stack.enter_context(_replaced(overrides or {}, app.dependency_overrides))
-        stack.enter_context(bus.rewired(runtime, **parts))
-        _compile(bus, runtime, stack)
-        if bus.wiring.store is not None:
-            bus.wiring.store.bind(clock)
-            stack.callback(bus.wiring.store.bind, None)
+        watched = _swap(t, runtime, store, overrides or {}, stack)
         bus.engine.observe(t.events.append)
         bus.engine.dispatch.at_once = mode == "inline"
         bus.engine.consumes = True
         if app is not None:
             state = await stack.enter_async_context(app.router.lifespan_context(app))
-            t.connect(await stack.enter_async_context(_client(app, state)))
+            t.connect(await stack.enter_async_context(_client(t, app, state)))
         if bus.engine.state != "running":
             await stack.enter_async_context(bus.running())
+        t.begin(watched)
         try:
             yield t
             await t.settled()
-        except BaseException:
+            t.check()
+        except BaseException as error:
+            t.explain(error)
             t.abandon()
             raise
-    unseen = t.unobserved()
-    if unseen:
-        raise UnobservedError(
-            f"{len(unseen)} message(s) died unobserved:\n"
-            + "\n".join(f"  {entry.message} in {entry.handler}: {entry.error}" for entry in unseen)
-        )
+
+
+def _swap(
+    t: Harness,
+    runtime: Runtime,
+    store: Store | None,
+    overrides: Mapping[Callable[..., Any], Callable[..., Any]],
+    stack: AsyncExitStack,
+) -> WatchedStore | None:
+    """Give the bus the parts of the test until the stack ends, compile it, and return its store, watched."""
+    bus, wiring = t.bus, t.bus.wiring
+    faults = _Spared(t.record) if t.rehearsal is None else RehearsedFaults(t.rehearsal.seed, t.record.deal)
+    limits = replace(wiring.limits, sweep=Chore(wiring.limits.sweep), lease=Chore(wiring.limits.lease))
+    parts: dict[str, Any] = {
+        "limits": limits,
+        "transports": {
+            name: WatchedTransport(faults, limits=limits, clock=t.clock) for name in wiring.transports
+        },
+        "middleware": (t.record.watch, *wiring.middleware),
+        "modules": tuple(Understudy(module, overrides, t.stubs.stand_in) for module in wiring.modules),
+    }
+    keeper = wiring.store if store is None else store
+    watched = None if keeper is None else WatchedStore(keeper, faults)
+    stack.enter_context(bus.rewired(runtime, **parts, store=watched))
+    try:
+        bus.compile()
+    except WiringError as found:
+        if watched is not None:
+            raise
+        watched = WatchedStore(connect("memory://"), faults)
+        stack.enter_context(bus.rewired(runtime, store=watched))
+        try:
+            bus.compile()
+        except WiringError:
+            raise found from None
+    if watched is not None:
+        watched.bind(runtime.clock)
+        stack.callback(watched.bind, None)
+    return watched
+
+
+class _Spared(Faults):
+    """Let nothing go wrong."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def dealt(self, dead: Sequence[DeadEntry]) -> None:
+        """Note that somebody replays or discards some of the dead."""
+        self._record.deal(dead)
 
 
 @contextmanager
@@ -293,20 +359,6 @@ def _replaced(
         shared.update(before)
 
 
-def _compile(bus: EventBus, runtime: Runtime, stack: AsyncExitStack) -> None:
-    """Compile the bus; give it a store if that is what it lacks."""
-    try:
-        bus.compile()
-    except WiringError as faults:
-        if bus.wiring.store is not None:
-            raise
-        stack.enter_context(bus.rewired(runtime, store=connect("memory://")))
-        try:
-            bus.compile()
-        except WiringError:
-            raise faults from None
-
-
 def _runs(bus: EventBus) -> bool:
     try:
         return bus.engine.state == "running"
@@ -314,17 +366,11 @@ def _runs(bus: EventBus) -> bool:
         return False
 
 
-def _client(app: "FastAPI", state: Mapping[str, Any] | None) -> "httpx.AsyncClient":
+def _client(t: Harness, app: "FastAPI", state: Mapping[str, Any] | None) -> "httpx.AsyncClient":
     async def served(scope: "MutableMapping[str, Any]", receive: Any, send: Any) -> None:
-        await app({**scope, "state": dict(state or {})}, receive, send)
+        with t.call():
+            await app({**scope, "state": dict(state or {})}, receive, send)
 
     library = require("httpx", extra="testing", what="harness(app=...)")
     client: httpx.AsyncClient = library.AsyncClient(transport=library.ASGITransport(app=served), base_url="http://test")
     return client
-
-
-def _has(message: object, facts: Mapping[str, Any]) -> bool:
-    return all(getattr(message, name, _ABSENT) == value for name, value in facts.items())
-
-
-_ABSENT = object()

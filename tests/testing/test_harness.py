@@ -27,7 +27,7 @@ from eventbus.stores.memory import MemoryStore
 from eventbus.testing import NotSettledError, UnobservedError, harness
 from tests.doubles import Flaky, raised
 
-MODULE = import_module("eventbus.testing.harness")
+MODULE = import_module("eventbus.testing.settling")
 MEMORY = {"h.*": "memory"}
 
 
@@ -314,7 +314,7 @@ async def test_what_was_published_sent_and_handled() -> None:
         assert [Place(number=3)] == t.sent(Place, number=3)
         assert [1, 3] == [event.number for event in t.handled("m.placed")]
         assert [] == t.handled("m.nobody")
-        failed = [(name, type(error)) for name, _, error in t.handlings if error is not None]
+        failed = [(one.handler, type(one.error)) for one in t.handlings if one.error is not None]
         assert [("m.placed", Reject)] == failed
         assert len(t.dead) == 1
 

@@ -1,0 +1,251 @@
+"""A store and a transport as a test sees them: calls in flight are counted, and can be made to fail."""
+
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+from anyio.lowlevel import checkpoint
+
+from eventbus.clock import Clock
+from eventbus.errors import Lost, PublishError, StoreError
+from eventbus.limits import Limits
+from eventbus.store import (
+    Backlog,
+    Claimed,
+    DeadEntry,
+    DeadFilter,
+    Interest,
+    NewEntry,
+    Recipient,
+    Settlement,
+    Store,
+    Unit,
+)
+from eventbus.transport import Wire
+from eventbus.transports.memory import MemoryTransport
+
+__all__ = ("Faults", "WatchedStore", "WatchedTransport")
+
+
+class Faults:
+    """Say what goes wrong, which is nothing, and hear what is done about the dead."""
+
+    def commit(self) -> bool:
+        """Tell whether the commit that begins now shall fail."""
+        return False
+
+    def publish(self) -> bool:
+        """Tell whether the publish that begins now shall not get through."""
+        return False
+
+    def turns(self) -> int:
+        """Return how many turns of the event loop the publish that begins now shall take."""
+        return 0
+
+    def dealt(self, dead: Sequence[DeadEntry]) -> None:
+        """Hear that somebody replays or discards some of the dead, and so knows of them."""
+
+
+class WatchedTransport(MemoryTransport):
+    """Carry wires between the tasks of one process, if the faults let it."""
+
+    def __init__(self, faults: Faults, *, limits: Limits, clock: Clock) -> None:
+        super().__init__(limits=limits, clock=clock)
+        self._faults = faults
+
+    async def publish(self, topic: str, wires: Sequence[Wire]) -> None:
+        """Put wires into the queue of every group. Raises ``PublishError``."""
+        for _ in range(self._faults.turns()):
+            await checkpoint()
+        if self._faults.publish():
+            lost = Lost("the connection was lost while this was published (rehearsed)")
+            raise PublishError(dict.fromkeys(range(len(wires)), lost))
+        await super().publish(topic, wires)
+
+    async def replay(self, chosen: DeadFilter) -> Mapping[str, int]:
+        """Put chosen dead messages back at their places."""
+        self._faults.dealt(await self.dead(replace(chosen, limit=None)))
+        return await super().replay(chosen)
+
+    async def discard(self, chosen: DeadFilter) -> int:
+        """Forget chosen dead messages."""
+        self._faults.dealt(await self.dead(replace(chosen, limit=None)))
+        return await super().discard(chosen)
+
+
+class WatchedUnit:
+    """Be one transaction of a watched store."""
+
+    def __init__(self, unit: Unit, store: "WatchedStore") -> None:
+        self._unit = unit
+        self._store = store
+
+    @property
+    def session(self) -> Any:
+        """Return what a handler works with."""
+        return self._unit.session
+
+    async def lock(self, seq: int, claims: int) -> bool:
+        """Take the row lock of a claimed entry; False if the lease is lost."""
+        with self._store.waiting(self):
+            return await self._unit.lock(seq, claims)
+
+    async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
+        """Write entries in this transaction."""
+        return await self._unit.add(entries)
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Write a settlement in this transaction; False if the lease is lost."""
+        return await self._unit.settle(settlement)
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """Return a savepoint."""
+        return self._unit.savepoint()
+
+
+class WatchedStore:
+    """Hand every verb on to a store; ``calls`` of them have not returned yet."""
+
+    def __init__(self, store: Store, faults: Faults) -> None:
+        self.store = store
+        self._faults = faults
+        self.calls = 0
+        self.waiters = 0
+        """Transactions that wait until the one which holds the store is over."""
+        self.holder: WatchedUnit | None = None
+        self.news: Callable[[], None] = lambda: None
+        """Called whenever a call returns."""
+
+    @property
+    def shared(self) -> bool:
+        """Tell whether other processes see this store."""
+        return self.store.shared
+
+    @property
+    def exclusive(self) -> bool:
+        """Tell whether an open transaction keeps every other writer out."""
+        return self.store.exclusive
+
+    @property
+    def sessions(self) -> tuple[type, ...]:
+        """Return the types that ``Transaction[S]`` may name."""
+        return self.store.sessions
+
+    @contextmanager
+    def call(self) -> Generator[None]:
+        """Count a call."""
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            self.news()
+
+    @contextmanager
+    def waiting(self, unit: WatchedUnit) -> Generator[None]:
+        """Count a transaction that waits for another to end, and note that it holds the store afterwards."""
+        waits = self.exclusive and self.holder not in (None, unit)
+        self.waiters += waits
+        try:
+            yield
+        finally:
+            self.waiters -= waits
+        self.holder = unit if self.exclusive else None
+
+    def bind(self, clock: Clock | None) -> None:
+        """Take times from ``clock``; None goes back."""
+        self.store.bind(clock)
+
+    async def __aenter__(self) -> Self:
+        await self.store.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.store.__aexit__(*exc)
+
+    @asynccontextmanager
+    async def begin(self, session: object | None = None) -> AsyncGenerator[Unit]:
+        """Return a transaction; a faulty one is rolled back where it should be committed."""
+        opening = self.store.begin(session)
+        with self.call():
+            unit = WatchedUnit(await opening.__aenter__(), self)
+        try:
+            try:
+                yield unit
+                if self._faults.commit():
+                    raise StoreError("the connection was lost while the transaction committed (rehearsed)")
+            except BaseException as error:
+                if not await opening.__aexit__(type(error), error, error.__traceback__):
+                    raise
+            else:
+                with self.call():
+                    await opening.__aexit__(None, None, None)
+        finally:
+            self.holder = None if self.holder is unit else self.holder
+
+    async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
+        """Write entries in a transaction of their own."""
+        with self.call():
+            return await self.store.add(entries)
+
+    async def claim(self, recipient: Recipient, *, owner: str, limit: int, lease: float, cursor: str = "") -> Claimed:
+        """Lease due entries."""
+        with self.call():
+            return await self.store.claim(recipient, owner=owner, limit=limit, lease=lease, cursor=cursor)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> frozenset[int]:
+        """Write many settlements; return the seqs whose lease was lost."""
+        with self.call():
+            return await self.store.settle(settlements)
+
+    async def extend(self, held: Sequence[tuple[int, int]], lease: float) -> frozenset[int]:
+        """Renew leases; return the seqs whose lease was lost."""
+        with self.call():
+            return await self.store.extend(held, lease)
+
+    async def announce(self, interests: Sequence[Interest], *, aliases: Sequence[tuple[str, str]] = ()) -> None:
+        """Write interests with the time."""
+        with self.call():
+            await self.store.announce(interests, aliases=aliases)
+
+    async def forget(self, recipient: str) -> int:
+        """Drop a recipient's interests; return how many entries died of it."""
+        with self.call():
+            return await self.store.forget(recipient)
+
+    async def due(self, recipients: Sequence[str]) -> dict[str, float]:
+        """Return for each recipient with waiting entries the seconds until its first is due."""
+        with self.call():
+            return await self.store.due(recipients)
+
+    async def sweep(self, *, retention: float, lease: float, batch: int) -> int:
+        """Prune what is old and free leases that are too long."""
+        with self.call():
+            return await self.store.sweep(retention=retention, lease=lease, batch=batch)
+
+    async def backlog(self) -> Sequence[Backlog]:
+        """Count what waits and what is dead, per recipient."""
+        with self.call():
+            return await self.store.backlog()
+
+    async def dead(self, chosen: DeadFilter) -> Sequence[DeadEntry]:
+        """Return chosen dead entries, oldest first."""
+        with self.call():
+            return await self.store.dead(chosen)
+
+    async def replay(self, chosen: DeadFilter) -> Mapping[str, int]:
+        """Make chosen dead entries due now; return how many per recipient."""
+        with self.call():
+            self._faults.dealt(await self.store.dead(replace(chosen, limit=None)))
+            return await self.store.replay(chosen)
+
+    async def discard(self, chosen: DeadFilter) -> int:
+        """Forget chosen dead entries; return how many."""
+        with self.call():
+            self._faults.dealt(await self.store.dead(replace(chosen, limit=None)))
+            return await self.store.discard(chosen)
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` when another process may have written; waiting for that is no call in flight."""
+        await self.store.listen(wake)
