@@ -7,7 +7,7 @@ is counted. What a test calls directly is spared, but for this: every body goes 
 """
 
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -74,12 +74,24 @@ class Rehearsal:
     def watch(self, store: WatchedStore | None, direct: Callable[[], int]) -> None:
         """Wait for calls to a store, and what the test calls itself, before anybody makes a step."""
 
-        def calls() -> int:
-            return direct() + (store.calls if store is not None and store.holder is None else 0)
+        if store is None:
+            self.stage.calls = direct
+            return
 
-        self.stage.calls = calls
-        if store is not None:
-            self.stage.waiters = lambda: store.waiters
+        def holder() -> object:
+            return store.units[0].owner if store.units and store.exclusive else store
+
+        def calls() -> int:
+            return direct() + (store.callers[None] if holder() is store else 0)
+
+        def callers() -> Collection[object]:
+            return {who for who, number in store.callers.items() if number}
+
+        def waiters() -> Collection[object]:
+            return set() if holder() is store else {*callers(), *(unit.owner for unit in store.units)} - {holder()}
+
+        store.opener = _playing.get
+        self.stage.calls, self.stage.callers, self.stage.waiters = calls, callers, waiters
 
     async def perform(self, ctx: Context, call_next: CallNext, delivered: bool) -> Any:
         """Handle a message as a broker would have it handled."""

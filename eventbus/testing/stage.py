@@ -5,7 +5,7 @@ too, here or for something; then one of them is drawn. So it makes no difference
 """
 
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Collection, Coroutine, Generator
 from dataclasses import dataclass
 from random import Random
 from types import coroutine
@@ -63,11 +63,14 @@ class Stage:
         """Whether everybody may go on as they like: the test has ended."""
         self.calls: Callable[[], int] = lambda: 0
         """Counts calls in flight that will come back by themselves."""
-        self.waiters: Callable[[], int] = lambda: 0
-        """Counts players that wait for another one for sure."""
+        self.callers: Callable[[], Collection[object]] = lambda: ()
+        """Returns players that wait for a call which will come back, unless they wait for another player."""
+        self.waiters: Callable[[], Collection[object]] = lambda: ()
+        """Returns players that wait for another one for sure."""
         self._random = random
         self._players: set[Player] = set()
         self._ready: dict[Player, None] = {}
+        self._stuck: set[Player] = set()
         self._leads: Player | None = None
         self._changes = 0
         self._last: Player | None = None
@@ -85,6 +88,7 @@ class Stage:
             return await self._steps(player, running)
         finally:
             self._players.discard(player)
+            self._stuck.discard(player)
             self._changes += 1
 
     @coroutine
@@ -126,6 +130,7 @@ class Stage:
         if self.over:
             return
         self._ready[player] = None
+        self._stuck.discard(player)
         self._changes += 1
         try:
             with anyio.CancelScope(shield=True):
@@ -154,11 +159,15 @@ class Stage:
             elif turns == QUIET and looks < self._patience():
                 turns, looks = QUIET - 1, looks + 1
                 await anyio.sleep(SOON)
+        self._stuck |= self._outside()
 
     def _patience(self) -> int:
-        if self.calls() > 0:
-            return CALLS
-        return OUTSIDE if len(self._players) - len(self._ready) > self.waiters() else 0
+        outside = self._outside()
+        return CALLS if self.calls() > 0 or outside.intersection(self.callers()) else OUTSIDE if outside else 0
+
+    def _outside(self) -> set[Player]:
+        """Return who waits for something that may be outside of the event loop, and has not been waited for yet."""
+        return self._players.difference(self._ready, self._stuck, self.waiters())
 
     def _draw(self) -> None:
         if not self._ready:

@@ -1,5 +1,6 @@
 """A store and a transport as a test sees them: calls in flight are counted, and can be made to fail."""
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -77,7 +78,9 @@ class WatchedTransport(MemoryTransport):
 class WatchedUnit:
     """Be one transaction of a watched store."""
 
-    def __init__(self, unit: Unit, store: "WatchedStore") -> None:
+    def __init__(self, unit: Unit, store: "WatchedStore", owner: object) -> None:
+        self.owner = owner
+        """Who had it opened."""
         self._unit = unit
         self._store = store
 
@@ -88,8 +91,10 @@ class WatchedUnit:
 
     async def lock(self, seq: int, claims: int) -> bool:
         """Take the row lock of a claimed entry; False if the lease is lost."""
-        with self._store.waiting(self):
-            return await self._unit.lock(seq, claims)
+        locked = await self._unit.lock(seq, claims)
+        self._store.units.remove(self)
+        self._store.units.insert(0, self)
+        return locked
 
     async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Write entries in this transaction."""
@@ -111,9 +116,12 @@ class WatchedStore:
         self.store = store
         self._faults = faults
         self.calls = 0
-        self.waiters = 0
-        """Transactions that wait until the one which holds the store is over."""
-        self.holder: WatchedUnit | None = None
+        self.callers: Counter[object] = Counter()
+        """Whose they are; None is whoever is not known."""
+        self.units: list[WatchedUnit] = []
+        """The open transactions; where only one can write, the first one does."""
+        self.opener: Callable[[], object] = lambda: None
+        """Tells who calls now."""
         self.news: Callable[[], None] = lambda: None
         """Called whenever a call returns."""
 
@@ -135,23 +143,15 @@ class WatchedStore:
     @contextmanager
     def call(self) -> Generator[None]:
         """Count a call."""
+        who = self.opener()
+        self.callers[who] += 1
         self.calls += 1
         try:
             yield
         finally:
             self.calls -= 1
+            self.callers[who] -= 1
             self.news()
-
-    @contextmanager
-    def waiting(self, unit: WatchedUnit) -> Generator[None]:
-        """Count a transaction that waits for another to end, and note that it holds the store afterwards."""
-        waits = self.exclusive and self.holder not in (None, unit)
-        self.waiters += waits
-        try:
-            yield
-        finally:
-            self.waiters -= waits
-        self.holder = unit if self.exclusive else None
 
     def bind(self, clock: Clock | None) -> None:
         """Take times from ``clock``; None goes back."""
@@ -169,7 +169,8 @@ class WatchedStore:
         """Return a transaction; a faulty one is rolled back where it should be committed."""
         opening = self.store.begin(session)
         with self.call():
-            unit = WatchedUnit(await opening.__aenter__(), self)
+            unit = WatchedUnit(await opening.__aenter__(), self, self.opener())
+        self.units.append(unit)
         try:
             try:
                 yield unit
@@ -182,7 +183,7 @@ class WatchedStore:
                 with self.call():
                     await opening.__aexit__(None, None, None)
         finally:
-            self.holder = None if self.holder is unit else self.holder
+            self.units.remove(unit)
 
     async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Write entries in a transaction of their own."""
