@@ -34,6 +34,8 @@ class Stream(Generic[E]):
         self._ended = False
         self._news = Signal()
         self._reading = 0
+        self.taken = 0
+        """How often a reader has come for the next event."""
         self._home = current_token()
 
     def __aiter__(self) -> AsyncIterator[E]:
@@ -41,6 +43,7 @@ class Stream(Generic[E]):
 
     async def __anext__(self) -> E:
         """Wait for the next event. Raises ``SlowConsumerError`` after falling behind with ``slow="disconnect"``."""
+        self.taken += 1
         self._reading += 1
         try:
             while not (self._buffer or self._ended or self._missed):
@@ -116,6 +119,10 @@ class Live:
     def behind(self) -> int:
         """Count the streams whose readers have been woken and have not gone on yet."""
         return sum(stream.behind for stream in self.streams)
+
+    def taken(self) -> int:
+        """Count how often the readers of the open streams have come for the next event."""
+        return sum(stream.taken for stream in self.streams)
 
     def end(self) -> None:
         """End all streams: the bus stops."""

@@ -308,9 +308,7 @@ def _swap(
     limits = replace(wiring.limits, sweep=Chore(wiring.limits.sweep), lease=Chore(wiring.limits.lease))
     parts: dict[str, Any] = {
         "limits": limits,
-        "transports": {
-            name: WatchedTransport(faults, limits=limits, clock=t.clock) for name in wiring.transports
-        },
+        "transports": {name: WatchedTransport(faults, limits=limits, clock=t.clock) for name in wiring.transports},
         "middleware": (t.record.watch, *wiring.middleware),
         "modules": tuple(Understudy(module, overrides, t.stubs.stand_in) for module in wiring.modules),
     }

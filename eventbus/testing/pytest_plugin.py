@@ -41,7 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for the harness once for each seed."""
     seed: int | None = metafunc.config.getoption("--eventbus-seed")
-    seeds = range(metafunc.config.getoption("--eventbus-rehearse")) if seed is None else [seed]
+    number: int = metafunc.config.getoption("--eventbus-rehearse") or 0
+    seeds = range(number) if seed is None else [seed]
     if seeds and "eventbus_harness" in metafunc.fixturenames:
         metafunc.parametrize("eventbus_seed", seeds, ids=[f"seed{one}" for one in seeds])
 
@@ -54,7 +55,7 @@ def eventbus_seed() -> int | None:
 
 @pytest.fixture
 def eventbus_harness(eventbus_seed: int | None) -> Callable[..., "AbstractAsyncContextManager[Harness]"]:
-    """Return ``harness``: ``async with eventbus_harness(bus, app=app) as t``."""
+    """Return what opens a harness, called as ``harness`` is."""
 
     def opened(
         bus: "EventBus",

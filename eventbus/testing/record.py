@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from eventbus.context import Context, current, draining
+from eventbus.errors import RetryLater
 from eventbus.message import spec_of
 from eventbus.middleware import CallNext
-from eventbus.retry import RetryLater
 from eventbus.store import DeadEntry
 
 __all__ = ("Handling", "Record", "Seen", "UnobservedError")
@@ -192,7 +192,7 @@ class Record:
         lines = [f"{len(died)} message(s) died unobserved:"] if died else []
         lines += [f"  {entry.message} in {entry.handler}: {entry.error}" for entry in died]
         lines += [f"{len(failed)} failure(s) unobserved:"] if failed else []
-        lines += [f"  {spec_of(type(one.message)).name} in {one}" for one in failed]
+        lines += [f"  {_name(one.message)} in {one}" for one in failed]
         guilty = {one.message_id for one in failed} | {one.message_id for one in died}
         culprits = [one for one in self.handlings if one.message_id in guilty]
         lines += ["what caused what:", *self.tree(culprits)] if culprits else []
@@ -215,13 +215,17 @@ class Record:
 
     def _branch(self, message_id: str, message: object, depth: int) -> Iterator[str]:
         indent = "  " * depth
-        yield f"{indent}{spec_of(type(message)).name} {_shown(message)}"
+        yield f"{indent}{_name(message)} {_shown(message)}"
         for one in self.handlings:
             if one.message_id == message_id:
                 yield f"{indent}  {one}"
                 caused = {other.message_id: other.message for other in self.handlings if other.cause is one}
                 for id_, made in caused.items():
                     yield from self._branch(id_, made, depth + 2)
+
+
+def _name(message: object) -> str:
+    return spec_of(type(message)).name
 
 
 def _good(one: Handling) -> bool:

@@ -21,7 +21,6 @@ from eventbus.context import Context, Origin, current
 from eventbus.engine import Engine
 from eventbus.errors import SettleError
 from eventbus.fanout import fan_out
-from eventbus.message import spec_of
 from eventbus.middleware import CallNext
 from eventbus.registry import Known
 from eventbus.store import DeadEntry
@@ -73,7 +72,6 @@ class Rehearsal:
 
     def watch(self, store: WatchedStore | None, direct: Callable[[], int]) -> None:
         """Wait for calls to a store, and what the test calls itself, before anybody makes a step."""
-
         if store is None:
             self.stage.calls = direct
             return
@@ -116,7 +114,7 @@ class Rehearsal:
     def _cast(self, ctx: Context, known: Known) -> Player:
         """Draw what is to happen to one delivery; it depends on nothing but the message, the handler and the seed."""
         number = self.numbers.setdefault(ctx.message_id, len(self.numbers) + 1)
-        name = f"{ctx.handler} {spec_of(type(ctx.message)).name}#{number}"
+        name = f"{ctx.handler} {ctx.name}#{number}"
         chance = Random(f"{self.seed} {ctx.handler} {ctx.message_id} {ctx.attempt}")
         player = Player(name if ctx.attempt == 1 else f"{name}, attempt {ctx.attempt}", slow=chance.random() < LATE)
         faults = self._faults(ctx, known)
@@ -169,7 +167,7 @@ class Rehearsal:
     def _copied(self, ctx: Context) -> Context:
         """Return the context of an event that has been bytes, as every event may be one day."""
         origin, registry = current.get(), self.engine().registry
-        type_ = type(ctx.message)
+        type_: type[Any] = type(ctx.message)
         subject = registry.subject(type_)
         if origin is None or (subject.command and not subject.targets):
             return ctx

@@ -81,11 +81,11 @@ class Settling:
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _quiet(self, moving: bool) -> None:
-        engine, steps = self._bus.engine, 0
+        engine, steps, taken = self._bus.engine, 0, -1
         while steps < STEPS:
             await checkpoint()
-            left = self.outstanding()
-            steps = 0 if left or self._clock.waking else steps + 1
+            left, before, taken = self.outstanding(), taken, engine.live.taken()
+            steps = 0 if left or self._clock.waking or taken != before else steps + 1
             if engine.worker is None or not left or self._clock.waking or engine.live.behind():
                 continue
             if not moving:

@@ -16,11 +16,11 @@ from anyio.lowlevel import checkpoint
 
 from eventbus.lanes import Signal
 
+resource: Any
 try:
-    from resource import RUSAGE_THREAD, getrusage
+    import resource
 except ImportError:  # not on every system: then only the time tells
-    getrusage = None  # type: ignore[assignment]
-    RUSAGE_THREAD = 0
+    resource = None
 
 __all__ = ("BLOCKED", "Player", "Stage")
 
@@ -122,7 +122,7 @@ class Stage:
     def _measure(self, player: Player, before: tuple[float, float, int]) -> None:
         began, worked, switches = before
         idle = (time.monotonic() - began) - (time.thread_time() - worked)
-        if idle >= BLOCKED and (getrusage is None or _switches() > switches):
+        if idle >= BLOCKED and (_THREAD is None or _switches() > switches):
             self.blocked[player.name] = max(idle, self.blocked.get(player.name, 0.0))
 
     async def _turn(self, player: Player) -> None:
@@ -183,5 +183,9 @@ class Stage:
         self._last = chosen
 
 
+_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)
+
+
 def _switches() -> int:
-    return 0 if getrusage is None else getrusage(RUSAGE_THREAD).ru_nvcsw
+    """Count how often this thread has given up its processor to wait, where the system says."""
+    return 0 if _THREAD is None else int(resource.getrusage(_THREAD).ru_nvcsw)

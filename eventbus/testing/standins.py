@@ -82,7 +82,7 @@ def named(handler: str | Callable[..., Any], known: Iterable[Handler]) -> str:
     """Return the stable name of a handler, given by name or function. Raises ``ValueError`` if there is none."""
     handlers = list(known)
     for one in handlers:
-        if handler == one.name or handler == one.func:
+        if handler in (one.name, one.func):
             return one.name
     names = ", ".join(sorted(one.name for one in handlers)) or "none at all"
     raise ValueError(f"there is no handler {handler!r}; known are {names}")
