@@ -1,5 +1,6 @@
 """What users import in their tests."""
 
+from eventbus.testing.blocking import BlockingHarness, blocking
 from eventbus.testing.clock import VirtualClock
 from eventbus.testing.harness import Harness, harness
 from eventbus.testing.record import Handling, Seen, UnobservedError
@@ -8,6 +9,7 @@ from eventbus.testing.settling import NotSettledError
 from eventbus.testing.standins import Stub
 
 __all__ = (
+    "BlockingHarness",
     "Handling",
     "Harness",
     "NotSettledError",
@@ -17,5 +19,6 @@ __all__ = (
     "Stub",
     "UnobservedError",
     "VirtualClock",
+    "blocking",
     "harness",
 )

@@ -53,6 +53,8 @@ class Harness:
         self.stubs = Stubs()
         self._settling = Settling(bus, clock, self.record, None)
         self._client: httpx.AsyncClient | None = None
+        self._app: FastAPI | None = None
+        self._state: Mapping[str, Any] = {}
         self._dead: list[DeadEntry] = []
         self._looked: set[str] = set()
         self._calls = 0
@@ -196,9 +198,20 @@ class Harness:
             if store is not None:
                 store.news = worker.changed.fire
 
-    def connect(self, client: "httpx.AsyncClient") -> None:
-        """Give the test its HTTP client."""
-        self._client = client
+    def connect(self, app: "FastAPI", state: Mapping[str, Any] | None) -> "httpx.AsyncClient":
+        """Give the test an HTTP client on an application whose lifespan runs; return it, to be entered."""
+        self._app, self._state = app, dict(state or {})
+        library = require("httpx", extra="testing", what="harness(app=...)")
+        transport = library.ASGITransport(app=self.served)
+        self._client = client = library.AsyncClient(transport=transport, base_url="http://test")
+        return client
+
+    async def served(self, scope: "MutableMapping[str, Any]", receive: Any, send: Any) -> None:
+        """Be the application, with the state of its lifespan. Raises ``RuntimeError`` without ``app=``."""
+        if self._app is None:
+            raise RuntimeError("there is no application: harness(bus, app=app)")
+        with self.call():
+            await self._app({**scope, "state": dict(self._state)}, receive, send)
 
     def abandon(self) -> None:
         """Cancel what still runs: the test is over, and no time will pass any more for a drain to end by."""
@@ -281,7 +294,7 @@ async def harness(
         bus.engine.consumes = True
         if app is not None:
             state = await stack.enter_async_context(app.router.lifespan_context(app))
-            t.connect(await stack.enter_async_context(_client(t, app, state)))
+            await stack.enter_async_context(t.connect(app, state))
         if bus.engine.state != "running":
             await stack.enter_async_context(bus.running())
         t.begin(watched)
@@ -362,13 +375,3 @@ def _runs(bus: EventBus) -> bool:
         return bus.engine.state == "running"
     except WiringError:
         return False
-
-
-def _client(t: Harness, app: "FastAPI", state: Mapping[str, Any] | None) -> "httpx.AsyncClient":
-    async def served(scope: "MutableMapping[str, Any]", receive: Any, send: Any) -> None:
-        with t.call():
-            await app({**scope, "state": dict(state or {})}, receive, send)
-
-    library = require("httpx", extra="testing", what="harness(app=...)")
-    client: httpx.AsyncClient = library.AsyncClient(transport=library.ASGITransport(app=served), base_url="http://test")
-    return client
