@@ -8,9 +8,11 @@ import pytest
 
 import eventbus
 import eventbus.fastapi
+import eventbus.testing
 from eventbus import Limits, errors
 from eventbus.stores import sqlite
 from eventbus.stores.sqlite import SQLiteSession
+from eventbus.testing import Harness, conformance, pytest_plugin
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -60,3 +62,13 @@ def test_doors_are_listed() -> None:
     for name in ("install", "BusDep", "TransactionDep"):
         assert name in eventbus.fastapi.__all__
         assert re.search(rf"\b{name}\b", codes("api.md"))
+
+
+def test_test_kit_is_listed() -> None:
+    """What tests import, the fixtures, and what a harness can do, are named, but for what only the kit itself uses."""
+    inner = {"abandon", "begin", "call", "calls", "check", "connect", "explain", "served"}
+    methods = {name for name in vars(Harness) if not name.startswith("_")} - inner
+    for name in (*eventbus.testing.__all__, *conformance.__all__, *pytest_plugin.__all__):
+        assert re.search(rf"\b{name}\b", codes("api.md")), name
+    for name in methods:
+        assert re.search(rf"\bt\.{name}\b", codes("api.md")), name

@@ -9,8 +9,8 @@ declares and does not keep raises ``AssertionError``. A store is examined by ``e
 >>> from eventbus.transports.memory import MemoryTransport
 >>> bench = TransportBench(make=MemoryTransport)
 >>> checks = transport_checks(MemoryTransport().capabilities)
->>> print(checks[0].title)
-Deliver after a declare, and again after a second one.
+>>> print(checks[0])
+01 Deliver every body byte for byte.
 >>> anyio.run(examine_transport, bench, checks[0])
 >>> anyio.run(examine_store, STORE_CHECKS[0], lambda: MemoryStore(limits=STORE_LIMITS))
 
