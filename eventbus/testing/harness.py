@@ -203,7 +203,8 @@ class Harness:
         self._app, self._state = app, dict(state or {})
         library = require("httpx", extra="testing", what="harness(app=...)")
         transport = library.ASGITransport(app=self.served)
-        self._client = client = library.AsyncClient(transport=transport, base_url="http://test")
+        client: httpx.AsyncClient = library.AsyncClient(transport=transport, base_url="http://test")
+        self._client = client
         return client
 
     async def served(self, scope: "MutableMapping[str, Any]", receive: Any, send: Any) -> None:
