@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from random import Random
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from eventbus.clock import Clock
@@ -167,7 +167,7 @@ class Rehearsal:
     def _copied(self, ctx: Context) -> Context:
         """Return the context of an event that has been bytes, as every event may be one day."""
         origin, registry = current.get(), self.engine().registry
-        type_ = cast("type", type(ctx.message))
+        type_: type = ctx.message.__class__
         subject = registry.subject(type_)
         if origin is None or (subject.command and not subject.targets):
             return ctx
