@@ -36,17 +36,22 @@ SOON = 0.02
 class ClaimedDelivery:
     """Be one claimed entry until it is settled; ``(seq, claims)`` is the right to."""
 
-    __slots__ = ("_claims", "_life", "_lost", "_transaction", "attempt", "entry", "settled", "wire")
+    __slots__ = ("_claims", "_lost", "_transaction", "_until", "attempt", "entry", "settled", "wire")
 
-    def __init__(self, claims: "Claims", entry: Entry) -> None:
+    def __init__(self, claims: "Claims", entry: Entry, until: float) -> None:
         self._claims = claims
-        self._life = claims.life
+        self._until = until
         self.entry = entry
         self.wire = Wire(entry.message_id, entry.body, key=entry.lane)
         self.attempt = entry.failures + 1
         self.settled = False
         self._lost = False
         self._transaction: Transaction[Any] | None = None
+
+    @property
+    def lapsed(self) -> bool:
+        """Tell whether its lease has run out by this process's own clock: it stood still, or the store did."""
+        return self._claims.ledger.runtime.clock.monotonic() > self._until
 
     async def lock(self, unit: Unit) -> bool:
         """Take the row lock of the entry, the first thing in its handler's transaction."""
@@ -73,9 +78,15 @@ class ClaimedDelivery:
         """Keep it for another lease."""
         if self.settled or self._lost or self._claims.transactional:
             return
-        if not await self._claims.ledger.extend(self.entry.seq, self.entry.claims):
+        until = self._claims.until()
+        try:
+            held = await self._claims.ledger.extend(self.entry.seq, self.entry.claims)
+        except StoreError:
+            return  # said by the ledger; the next round tries again
+        if not held:
             self._lost = True
             raise SettleError(f"the lease of message {self.wire.id} is lost")
+        self._until = until
 
     async def write(self, verdict: Verdict) -> None:
         """Write what becomes of it. Raises ``SettleError`` if the lease was lost."""
@@ -90,7 +101,7 @@ class ClaimedDelivery:
         except StoreError as error:
             raise SettleError(f"message {self.wire.id} is left to its lease: {error}") from error
         finally:
-            self._claims.settled(self._life, verdict)
+            self._claims.settled(verdict)
 
     def _settlement(self, verdict: Verdict) -> Settlement:
         seq, claims = self.entry.seq, self.entry.claims
@@ -120,8 +131,6 @@ class Claims:
         """Whether its handler's transaction, and not a heartbeat, keeps the lease."""
         self.blocks = blocks
         """Whether a dead entry blocks its lane."""
-        self.life = 0
-        """Grows with every subscription; what an earlier life claimed is counted no more."""
         self.quiet: Callable[[], None] = lambda: None
         """Called when a look at the store came back empty."""
         self._slots = slots
@@ -137,16 +146,12 @@ class Claims:
         self._missed = False
         self._paused = False
         self._died = 0
-        """How many are dead here: 0 before the first death of this life, then counted, anew at the ceiling."""
+        """How many are dead here: 0 before the first death, then counted, anew at the ceiling."""
         self._pace = _Pace(ledger.runtime)
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Subscription]:
-        """Subscribe anew; what an earlier life left unsettled is left to its leases."""
-        self._buffer.clear()
-        self.life += 1
-        self._dues.clear()
-        self._unsettled = 0
+        """Subscribe anew; what an earlier subscription claimed is still ours, whatever became of the store."""
         self._stopped = False
         self._woken = True
         yield self
@@ -193,9 +198,9 @@ class Claims:
             except SettleError as error:
                 log.warning("%s: %s", self.recipient.name, error)
 
-    def settled(self, life: int, verdict: Verdict) -> None:
+    def settled(self, verdict: Verdict) -> None:
         """Count one entry less in hand, and look again: its slot, and perhaps its lane, is free."""
-        self._unsettled -= life == self.life
+        self._unsettled -= 1
         self._pace.note()
         if isinstance(verdict, Dead):
             self._died = self._died + 1 if self._died else self.ledger.limits.dead
@@ -223,9 +228,13 @@ class Claims:
         free = most - self._unsettled
         return free if self._unsettled < self._slots or free > most // 2 else 0
 
+    def until(self) -> float:
+        """Return when, by this process's own clock, a lease ends that is asked for now: at the earliest."""
+        return self.ledger.runtime.clock.monotonic() + self.ledger.limits.lease
+
     async def _claim(self, room: int) -> bool:
         self._claiming, self._woken = True, False
-        limits = self.ledger.limits
+        limits, until = self.ledger.limits, self.until()
         try:
             claimed = await self.ledger.store.claim(
                 self.recipient, owner=self.ledger.owner, limit=min(room, limits.batch), lease=limits.lease,
@@ -237,7 +246,7 @@ class Claims:
         more = claimed.cursor != ""
         self._cursor = claimed.cursor
         self._unsettled += len(claimed.entries)
-        self._buffer.extend(ClaimedDelivery(self, entry) for entry in claimed.entries)
+        self._buffer.extend(ClaimedDelivery(self, entry, until) for entry in claimed.entries)
         if self._stopped:
             await self._return()
         return bool(claimed.entries) or more

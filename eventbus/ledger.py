@@ -1,6 +1,7 @@
 """Write what becomes of claimed entries: settlements and leases of one moment, whoever's they are, together."""
 
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -54,11 +55,13 @@ class Ledger:
         return ticket.kept
 
     async def extend(self, seq: int, claims: int) -> bool:
-        """Renew a lease; False if it was lost. A store in trouble loses nothing yet: the next round tries again."""
+        """Renew a lease; False if it was lost. Raises ``StoreError``, which loses nothing yet."""
         ticket = _Ticket(Settlement(seq, claims, "done"))
         self._extensions.append(ticket)
         self._news.fire()
         await ticket.event.wait()
+        if ticket.failed is not None:
+            raise ticket.failed
         return ticket.kept
 
     async def run(self) -> None:
@@ -68,21 +71,12 @@ class Ledger:
                 await self._news.wait()
             await checkpoint()  # whoever settles in this moment too joins the statement
             if self._extensions:
-                await self._extend_all()
+                tickets, self._extensions = self._extensions, []
+                await self._write(tickets, self._extend_all, "%d leases could not be extended: %s")
             if not self._tickets:
                 continue
             tickets, self._tickets = self._tickets[: self.limits.batch], self._tickets[self.limits.batch :]
-            lost: frozenset[int] = frozenset()
-            failed: StoreError | None = None
-            try:
-                lost = await self.store.settle([ticket.settlement for ticket in tickets])
-            except Exception as error:
-                log.warning("settling %d entries failed, their leases decide: %s", len(tickets), error)
-                failed = error if isinstance(error, StoreError) else StoreError(f"{type(error).__name__}: {error}")
-            for ticket in tickets:
-                ticket.kept = ticket.settlement.seq not in lost
-                ticket.failed = failed
-                ticket.event.set()
+            await self._write(tickets, self._settle_all, "settling %d entries failed, their leases decide: %s")
 
     async def dead(self, recipient: str, *, fresh: bool) -> int:
         """Return how many of a recipient's messages are dead: ``fresh``, or as of the last sweep at the latest."""
@@ -92,14 +86,30 @@ class Ledger:
             self._dead = {one.recipient: one.dead for one in await self.store.backlog()}
         return self._dead.get(recipient, 0)
 
-    async def _extend_all(self) -> None:
-        tickets, self._extensions = self._extensions, []
+    async def _settle_all(self, tickets: Sequence[_Ticket]) -> frozenset[int]:
+        return await self.store.settle([ticket.settlement for ticket in tickets])
+
+    async def _extend_all(self, tickets: Sequence[_Ticket]) -> frozenset[int]:
         held = [(ticket.settlement.seq, ticket.settlement.claims) for ticket in tickets]
-        lost: frozenset[int] = frozenset()
-        try:
-            lost = await self.store.extend(held, self.limits.lease)
-        except Exception as error:
-            log.warning("%d leases could not be extended: %s", len(held), error)
+        return await self.store.extend(held, self.limits.lease)
+
+    async def _write(
+        self, tickets: Sequence[_Ticket], verb: Callable[[Sequence[_Ticket]], Awaitable[frozenset[int]]], warning: str
+    ) -> None:
+        """Write for many at once; of two claims of one row the newer only, because a store names lost rows alone."""
+        newest: dict[int, int] = {}
         for ticket in tickets:
-            ticket.kept = ticket.settlement.seq not in lost
+            newest[ticket.settlement.seq] = max(newest.get(ticket.settlement.seq, 0), ticket.settlement.claims)
+        current = [ticket for ticket in tickets if newest[ticket.settlement.seq] == ticket.settlement.claims]
+        lost: frozenset[int] = frozenset()
+        failed: StoreError | None = None
+        try:
+            lost = await verb(current)
+        except Exception as error:
+            log.warning(warning, len(current), error)
+            failed = error if isinstance(error, StoreError) else StoreError(f"{type(error).__name__}: {error}")
+        for ticket in tickets:
+            one = ticket.settlement
+            ticket.kept = newest[one.seq] == one.claims and one.seq not in lost
+            ticket.failed = failed
             ticket.event.set()

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from eventbus.claims import ClaimedDelivery, Claims
 from eventbus.clock import Runtime
 from eventbus.cloudevents import structured
-from eventbus.delivery import UNKNOWN_AGAIN, Consumer, Done, Postponed, Verdict, settle
+from eventbus.delivery import UNKNOWN_AGAIN, Consumer, Done, Gone, Postponed, Verdict, settle
 from eventbus.entries import outward, unwrap, wrap
 from eventbus.errors import DecodeError, Lost, PublishError, SettleError, StoreError
 from eventbus.invoker import Invoker
@@ -89,9 +89,10 @@ class Sources:
     def _direct(self, link: Link, topic: str, known: Known) -> Source:
         options = known.handler.options
         promises = link.transport.capabilities
-        consumer = self._consumer(known, promises.retry)
-        slots = options.concurrency or self._limits.concurrency
         here = link.transport if isinstance(link.transport, Countable) else None
+        longest = promises.retry if here else _longest(link, options.ordered)
+        consumer = self._consumer(known, longest)
+        slots = options.concurrency or self._limits.concurrency
         prefetch = 2 * slots
         if options.ordered:  # a key that waits for its first message must not keep the others out
             prefetch = self._limits.queue if here else max(prefetch, self._limits.batch)
@@ -109,7 +110,7 @@ class Sources:
             settle=settle,
             slots=slots,
             ordered=options.ordered,
-            longest=promises.retry,
+            longest=longest,
             remaining=here.outstanding if here else None,
             lease=self._limits.lease if promises.returns == "lease" else None,
         )
@@ -127,7 +128,7 @@ class Sources:
             settle=settle,
             slots=slots,
             ordered=ordered,
-            longest=promises.retry,
+            longest=_longest(link, ordered),
             lease=self._limits.lease if promises.returns == "lease" else None,
         )
 
@@ -159,6 +160,7 @@ class Sources:
             settle=_write,
             slots=slots,
             busy=claims.busy,
+            lasting=True,
             lease=self._limits.lease,
         )
 
@@ -169,6 +171,8 @@ class Sources:
         claimed = _claimed(delivery)
         if claimed.entry.crashes > self._limits.crashes:
             return Dead(f"crash loop: {claimed.entry.crashes} claims in a row ended without a word")
+        if claimed.lapsed and not transactional:  # with a transaction, the row lock decides
+            return Gone()
         return await consumer.attend(claimed, claimed if transactional else None)
 
     async def _take_in(self, subject: Subject, delivery: Delivery) -> Verdict:
@@ -215,6 +219,11 @@ class Sources:
             return decide(Retry(), delivery.attempt, failure, self._runtime.random, self._limits.error)
         backoff.failures = 0
         return Done()
+
+
+def _longest(link: Link, ordered: bool) -> float:
+    """Return how long a delivery may stay away: an ordered one would find its followers in all of the prefetch."""
+    return 0.0 if ordered else link.transport.capabilities.retry
 
 
 async def _write(delivery: Delivery, verdict: Verdict) -> bool:

@@ -52,6 +52,8 @@ class Source:
     """What nobody else will run after a drain, so that the drain works it off; None: it is handed back."""
     busy: Callable[[], int] | None = None
     """What a source of its own kind still has to do now; transports are counted as a whole."""
+    lasting: bool = False
+    """Whether what was received is still ours when the subscription is lost, as entries in a store are."""
     lease: float | None = None
     """Seconds after which an unsettled delivery is taken away unless extended; None: never."""
 
@@ -199,7 +201,8 @@ class Channel:
             with self._intake:
                 while not self._resting:
                     await self._take_in()
-                    self._lanes = Lanes(self.source.ordered)
+                    if not self.source.lasting:
+                        self._lanes = Lanes(self.source.ordered)
                     self.backoff.failed()
                     self.tried.set()
                     if not self._resting:
