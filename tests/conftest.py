@@ -25,6 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=int(os.environ.get("EVENTBUS_KILLS", "10")),
         help="how many child processes each crash test kills (default: $EVENTBUS_KILLS, or 10)",
     )
+    parser.addoption("--seed", type=int, default=None, help="play this seed of the simulation and no other")
+    parser.addoption(
+        "--seeds",
+        type=int,
+        default=500 if IN_CI else 100,
+        help="how many seeds of the simulation to play (default: 500 in CI, 100 at home)",
+    )
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

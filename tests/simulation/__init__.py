@@ -1,0 +1,1 @@
+"""Run the whole engine in virtual time, from a seed, among faults; ``python -m tests.simulation --help``."""
