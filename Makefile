@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 TOO_OLD = eventbus needs Python 3.11 or newer, and $(PYTHON) is not: try make PYTHON=python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint bench bench-peers brokers format clean
+.PHONY: help setup demo test check lint bench bench-peers mutants brokers format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -30,6 +30,9 @@ lint: $(DEV) ## Check style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+mutants: $(DEV) ## Break one line at a time and see that a test notices
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 bench: $(DEV) ## Print the benchmarks
 	@$(BIN)/python -m benchmarks $(ARGS)

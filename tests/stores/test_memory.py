@@ -109,3 +109,15 @@ async def test_interest_in_nothing_is_nothing() -> None:
         await store.announce([Interest(H.name, "t")])
         assert await store.forget(H.name) == 0
         assert await store.add([NewEntry(message_id="m", type="t", body=b"")]) == frozenset()
+
+
+async def test_row_that_a_transaction_holds_is_settled_by_nobody_else() -> None:
+    """While a handler's transaction has locked its row, a settlement beside it is refused, and the transaction wins."""
+    async with MemoryStore() as store:
+        await store.add([new("m")])
+        (entry,) = (await store.claim(H, owner="w", limit=1, lease=30.0)).entries
+        async with store.begin() as unit:
+            assert await unit.lock(entry.seq, entry.claims)
+            assert {entry.seq} == await store.settle([Settlement(entry.seq, entry.claims, "again")])
+            assert await unit.settle(Settlement(entry.seq, entry.claims, "done"))
+        assert {} == await store.due([H.name])

@@ -1,0 +1,1 @@
+"""Break one line at a time and see that a test notices: ``make mutants``."""
