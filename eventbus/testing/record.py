@@ -5,7 +5,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from eventbus.context import Context, current, draining
+from eventbus.context import Context, current, draining, origin_of
 from eventbus.errors import RetryLater
 from eventbus.message import spec_of
 from eventbus.middleware import CallNext
@@ -111,8 +111,8 @@ class Record:
 
     async def watch(self, ctx: Context, call_next: CallNext) -> Any:
         """Note what is handled and how it ends."""
-        origin = current.get()
-        root = origin is None or origin.cause is None
+        seed = current.get()
+        root = seed is None or origin_of(seed).cause is None
         delivered = root and draining.get() is not None
         identity = ctx.message_id  # first, since the handling around this one made it
         handling = Handling(

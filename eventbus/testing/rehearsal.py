@@ -11,16 +11,17 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from types import ModuleType
 from typing import Any
 from uuid import UUID
 
 from eventbus.clock import Clock
-from eventbus.context import Context, Origin, current
+from eventbus.context import Context, Origin, current, origin_of, seed_of
 from eventbus.engine import Engine
 from eventbus.errors import SettleError
-from eventbus.fanout import fan_out
+from eventbus.fanout import FanOut
 from eventbus.middleware import CallNext
 from eventbus.registry import Known
 from eventbus.store import DeadEntry
@@ -154,27 +155,27 @@ class Rehearsal:
         self.stage.note(f"{player.name} comes twice at once")
         results = list[Any]()
 
-        async def run(one: Player) -> None:
+        async def run(one: Player, _: None) -> None:
             results.append(await self._run(ctx, call_next, one))
 
         other = Player(f"{player.name}, its twin", slow=player.slow)
-        errors = await fan_out([lambda: run(player), lambda: run(other)])
-        for error in errors:
-            if error is not None:
-                raise error
+        failed = await FanOut([partial(run, player), partial(run, other)]).run(None)
+        for place in sorted(failed):
+            raise failed[place]
         return results[0]
 
     def _copied(self, ctx: Context) -> Context:
         """Return the context of an event that has been bytes, as every event may be one day."""
-        origin, registry = current.get(), self.engine().registry
+        seed, registry = current.get(), self.engine().registry
         type_: type = ctx.message.__class__
         subject = registry.subject(type_)
-        if origin is None or (subject.command and not subject.targets):
+        if seed is None or (subject.command and not subject.targets):
             return ctx
+        origin = origin_of(seed)
         codec = registry.wiring.codec
         message = codec.decode(codec.encode(ctx.message), type_)
         copied = Origin(message, origin.runtime, origin.cause, origin.key, origin.headers, origin.identity)
-        return Context(copied, ctx.handler, ctx.attempt)
+        return Context(seed_of(copied), ctx.handler, ctx.attempt)
 
     def judge(self) -> None:
         """Raise ``RehearsalError`` for what the test could not see."""

@@ -100,6 +100,14 @@ class WatchedUnit:
         """Write entries in this transaction."""
         return await self._unit.add(entries)
 
+    def stands(self) -> Callable[[], bool]:
+        """Return what tells later whether work done now has not been undone."""
+        return self._unit.stands()
+
+    def watch(self, committed: Callable[[], object]) -> bool:
+        """Call ``committed`` once the session's owner has committed; False if the end of this unit is the commit."""
+        return self._unit.watch(committed)
+
     async def settle(self, settlement: Settlement) -> bool:
         """Write a settlement in this transaction; False if the lease is lost."""
         return await self._unit.settle(settlement)

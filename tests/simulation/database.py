@@ -103,6 +103,14 @@ class Unit:
         self.over = True
         self.world.database.units.pop(self, None)
 
+    def stands(self) -> Callable[[], bool]:
+        """Return yes: nobody but the unit makes savepoints here."""
+        return lambda: True
+
+    def watch(self, committed: Callable[[], object]) -> bool:
+        """Return no: the end of this unit is the commit."""
+        return False
+
     async def lock(self, seq: int, claims: int) -> bool:
         """Lock the row of a claim."""
         return await self.port.call(f"lock {seq}/{claims}", lambda: self._do(self._inner.lock, seq, claims))
