@@ -271,6 +271,7 @@ async def test_handler_pauses_at_the_ceiling_of_its_dead() -> None:
         await t.advance(100)
         assert [] == t.dead
         assert len(t.handled("m.first")) == 3
+        assert t.failed("m.first")
 
 
 async def test_dead_need_a_running_bus() -> None:

@@ -885,6 +885,7 @@ async def test_returned_messages_of_a_routed_handler() -> None:
         await t.advance(1)
         assert ["later 7", "s"] == sorted(seen)
         assert [1, 2] == attempts
+        assert len(t.failed(placed)) == 1
 
 
 # plain functions

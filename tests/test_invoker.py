@@ -124,7 +124,7 @@ async def test_cancellation_from_outside_is_no_timeout() -> None:
 
 async def test_each_attempt_has_the_whole_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a queue the timeout counts from the start of each attempt, and ends in a failure like any other."""
-    monkeypatch.setattr(import_module("eventbus.testing.harness"), "HUNG", 0.05)
+    monkeypatch.setattr(import_module("eventbus.testing.settling"), "HUNG", 0.05)
     module, starts = Module("m"), list[float]()
 
     @module.on(Happened, timeout=5, retry=Retry(attempts=2, initial=1, jitter=False))
@@ -510,6 +510,7 @@ async def test_middleware_that_fails_is_a_failure_of_the_handling() -> None:
         await t.publish(Happened())
         await t.advance(1)
         assert [Happened()] == t.handled("m.happened")
+        assert len(t.failed(happened)) == 1
     assert [1, 2] == attempts
 
 

@@ -97,6 +97,7 @@ async def test_one_failing_handler_leaves_its_siblings_alone() -> None:
         await t.settled()
         assert ["fails 1", "works"] == sorted(seen)
         await t.advance(10)
+        assert len(t.failed(fails)) == 2
     assert ["fails 1", "fails 2", "fails 3", "works"] == sorted(seen)
 
 
@@ -114,6 +115,7 @@ async def test_one_failing_message_leaves_the_others_alone() -> None:
         for number in range(5):
             await t.publish(Paid(number=number))
         await t.advance(10)
+        assert len(t.failed(sometimes)) == 2
     assert [(0, 0.0), (1, 0.0), (2, 0.0), (3, 0.0), (4, 0.0), (0, 1.0), (0, 3.0)] == seen
 
 
@@ -281,6 +283,7 @@ async def test_failing_head_keeps_its_key_and_nobody_else() -> None:
             for account in ("a", "b"):
                 await t.publish(Paid(number=number, account=account))
         await t.advance(10)
+        assert t.failed(paid)
     assert [("b", 0, 0.0), ("b", 1, 0.0), ("b", 2, 0.0)] == [one for one in seen if one[0] == "b"]
     expected = [("a", 0, 0.0), ("a", 0, 1.0), ("a", 0, 3.0), ("a", 1, 3.0), ("a", 2, 3.0)]
     assert expected == [one for one in seen if one[0] == "a"]
@@ -345,6 +348,7 @@ async def test_many_followers_of_a_failing_head_do_not_keep_others_out() -> None
         assert [("a", 0.0), ("b", 0.0)] == seen
         await t.advance(1)
         assert len(seen) == 1_002
+        assert t.failed(paid)
 
 
 PLANS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 4)), min_size=1, max_size=12)
@@ -370,6 +374,7 @@ async def test_order_and_times_under_failures(plan: list[tuple[str, int]], slots
             await t.publish(Paid(number=number, account=account))
         await t.advance(1_000)
         dead = len(t.dead)
+        t.failed(paid)
     expected, due = defaultdict[str, list[tuple[int, int, float]]](list), defaultdict[str, float](float)
     for number, (account, failures) in enumerate(plan):
         for attempt in range(1, min(failures + 1, STEADY.attempts) + 1):

@@ -119,6 +119,7 @@ async def test_order_is_kept_per_key_though_a_head_fails(tmp_path: Path) -> None
         assert [("b", number) for number in range(5)] == [one for one in seen if one[0] == "b"]
         assert [("a", 0)] == [one for one in seen if one[0] == "a"]
         await t.advance(60)
+        assert len(t.failed(book)) == 3
         assert [("a", number) for number in range(5)] == [one for one in seen if one[0] == "a"]
 
 

@@ -294,6 +294,7 @@ async def test_stored_handler_settles_in_its_transaction(tmp_path: Path) -> None
         await t.advance(60)
         assert [7] == await shop.numbers(t)
         assert [] == t.dead
+        assert len(t.failed("shop.book")) == 2
     assert [Noted(number=7)] == t.published(Noted)
 
 

@@ -92,13 +92,18 @@ class Settling:
                 await engine.worker.changed.wait()
                 continue
             running = {delivery for channel in engine.worker.channels for delivery in channel.running}
-            if running and running == self._hung and left <= self._clock.timed:
+            if running and running == self._hung and self._held_up():
                 return
             with anyio.move_on_after(HUNG) as scope:
                 await engine.worker.changed.wait()
-            if scope.cancelled_caught and self.outstanding() <= self._clock.timed:
+            if scope.cancelled_caught and self._held_up():
                 self._hung = running
                 return
+
+    def _held_up(self) -> bool:
+        """Tell whether all that is outstanding has a timeout running, or waits for one that has."""
+        timed = self._clock.timed
+        return timed > 0 and self.outstanding() - self._record.inline <= timed
 
     def _what(self) -> str:
         worker = self._bus.engine.worker
