@@ -67,11 +67,12 @@ FIRST_HEADS = """BEGIN NOT ATOMIC
     SELECT m - t;
 END"""
 FREE = f"""SELECT {CLAIMED.replace("claims - heard - 1", "claims - heard")} FROM eventbus_entry
-    WHERE state = 0 AND due_at <= {{now}} AND """
+    FORCE INDEX (INDEX_OF) WHERE state = 0 AND due_at <= {{now}} AND """
 LEASE = "UPDATE eventbus_entry SET due_at = {now} + :lease, claims = claims + 1, owner = :owner WHERE seq IN :seqs"
-TAKE_HEADS = f"{FREE} seq IN :seqs AND lane IS NOT NULL FOR UPDATE SKIP LOCKED"
-TAKE_LANED = f"{FREE} recipient = :name AND lane IS NOT NULL LIMIT :limit FOR UPDATE SKIP LOCKED"
-TAKE_LOOSE = f"{FREE} recipient = :name AND lane IS NULL ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED"
+TAKE_HEADS = FREE.replace("INDEX_OF", "PRIMARY") + """ seq IN :seqs AND lane IS NOT NULL FOR UPDATE SKIP LOCKED"""
+TAKE = FREE.replace("INDEX_OF", "eventbus_entry_ready")
+TAKE_LANED = f"{TAKE} recipient = :name AND lane IS NOT NULL LIMIT :limit FOR UPDATE SKIP LOCKED"
+TAKE_LOOSE = f"{TAKE} recipient = :name AND lane IS NULL ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED"
 
 HOLD = """SELECT seq, claims FROM eventbus_entry
     WHERE seq IN :seqs AND state = 0 AND owner IS NOT NULL ORDER BY seq FOR UPDATE"""
@@ -83,7 +84,7 @@ EXTEND = TOLD + "e.due_at = {now} + v.wait"
 ANNOUNCE = "INSERT INTO eventbus_subscription (name, type, ordered, last_seen) VALUES "
 INTEREST = "(:name{n}, :type{n}, :ordered{n}, {{now}})"
 SEEN_AGAIN = " ON DUPLICATE KEY UPDATE ordered = VALUES(ordered), last_seen = VALUES(last_seen)"
-NAMES = "SELECT DISTINCT recipient FROM eventbus_entry FORCE INDEX (eventbus_entry_due) WHERE state = :state"
+NAMES = "SELECT DISTINCT recipient FROM eventbus_entry FORCE INDEX (eventbus_entry_ready) WHERE state = :state"
 
 
 class MariaDBRows(Rows):
@@ -204,11 +205,11 @@ class MariaDBRows(Rows):
         first: int | None = self.run(connection, FIRST_HEADS, name=name, scan=HEADS).scalar()
         return first
 
-    # there is an index by state, recipient and time only: across recipients every row would be sorted
+    # there is an index by state, recipient, lane and time only: across recipients every row would be sorted
 
     def old(self, connection: Connection, age: int, limit: int) -> list[int]:
         """Return rows that have been over for longer than ``age`` milliseconds."""
-        return self._each(connection, OLD, (1, 3), limit, age=age)
+        return self._each(connection, OLD.replace("WHERE", "WHERE lane IS NULL AND"), (1, 3), limit, age=age)
 
     def ahead(self, connection: Connection, lease: int, limit: int) -> list[int]:
         """Return leased rows that are due in more than ``lease`` milliseconds."""
@@ -220,7 +221,7 @@ class MariaDBRows(Rows):
         found: list[int] = []
         for state in states:
             sql = template.replace("state IN (1, 3)", "state = :state").replace(
-                "WHERE ", "FORCE INDEX (eventbus_entry_due) WHERE recipient = :name AND "
+                "WHERE ", "FORCE INDEX (eventbus_entry_ready) WHERE recipient = :name AND "
             )
             for name in self.run(connection, NAMES, state=state).scalars().all():
                 if len(found) < limit:

@@ -1,6 +1,7 @@
 """Know the tables of the SQLAlchemy store: what they are in each dialect, which version, and how they are made."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -118,8 +119,8 @@ SCHEMA = Table(
 )
 
 
-def _index(name: str, *columns: str, where: str, everywhere: bool = True, unique: bool = False) -> None:
-    """Declare a partial index; MariaDB, which has none, gets it whole or not at all."""
+def _index(name: str, *columns: str, where: str = "", only: Sequence[str] = (), unique: bool = False) -> None:
+    """Declare an index, in ``only`` some dialects; where there are partial ones, of the rows ``where`` says so."""
     condition = text(where) if where else None
     index = Index(
         f"eventbus_entry_{name}",
@@ -128,20 +129,20 @@ def _index(name: str, *columns: str, where: str, everywhere: bool = True, unique
         postgresql_where=condition,
         sqlite_where=condition,
     )
-    if not everywhere:
-        index.ddl_if(callable_=_is_partial)
+    if only:
+        index.ddl_if(callable_=lambda *_, dialect, **__: dialect.name in only)
 
 
-def _is_partial(*_: Any, dialect: Any, **__: Any) -> bool:
-    return dialect.name in ("postgresql", "sqlite")
+PARTIAL = ("postgresql", "sqlite")
+WHOLE = ("mysql", "mariadb")
 
-
-_index("once", "message_id", "recipient", where="", unique=True)
-_index("due", "state", "recipient", "due_at", where="state = 0 AND lane IS NULL")
+_index("once", "message_id", "recipient", unique=True)
 _index("lane", "recipient", "lane", "seq", "state", "due_at", where="lane IS NOT NULL")
-_index("owned", "due_at", where="state = 0 AND owner IS NOT NULL", everywhere=False)
-_index("dead", "recipient", "due_at", where="state = 2", everywhere=False)
-_index("over", "due_at", where="state IN (1, 3)", everywhere=False)
+_index("due", "recipient", "due_at", where="state = 0 AND lane IS NULL", only=PARTIAL)
+_index("owned", "due_at", where="state = 0 AND owner IS NOT NULL", only=PARTIAL)
+_index("dead", "recipient", "due_at", where="state = 2", only=PARTIAL)
+_index("over", "due_at", where="state IN (1, 3)", only=PARTIAL)
+_index("ready", "state", "recipient", "lane", "due_at", only=WHOLE)
 
 
 def ddl(dialect: str) -> str:
