@@ -130,7 +130,11 @@ def _index(name: str, *columns: str, where: str = "", only: Sequence[str] = (), 
         sqlite_where=condition,
     )
     if only:
-        index.ddl_if(callable_=lambda *_, dialect, **__: dialect.name in only)
+
+        def is_for(*_: Any, dialect: Any, **__: Any) -> bool:
+            return dialect.name in only
+
+        index.ddl_if(callable_=is_for)
 
 
 PARTIAL = ("postgresql", "sqlite")
