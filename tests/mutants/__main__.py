@@ -1,6 +1,6 @@
 """Apply each mutant to a copy of the tree, run the test that has to notice, and print what became of it.
 
-``python -m tests.mutants`` runs all of them, with arguments those whose file or test contains one. A mutant that
+``python -m tests.mutants`` runs all of them, with arguments those whose file, fault or test contains one. A mutant that
 survives, a line that is there no longer (or twice), and a test that fails without any mutant are failures.
 """
 
@@ -52,7 +52,9 @@ def verdict(tree: Path, mutant: Mutant) -> str:
 
 def main(words: Sequence[str]) -> int:
     """Run the chosen mutants; return 1 if anything is wrong."""
-    chosen = [one for one in MUTANTS if not words or any(word in f"{one.file} {one.tests}" for word in words)]
+    chosen = [
+        one for one in MUTANTS if not words or any(word in f"{one.file} {one.breaks} {one.tests}" for word in words)
+    ]
     wrong, began = 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = Path(folder)
