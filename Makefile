@@ -19,8 +19,8 @@ setup: $(DEV) ## Install the development tools into .venv
 demo: $(DEMO) ## Serve the example shop and print its address
 	@$(BIN)/python docs/examples/shop/serve.py $(ARGS)
 
-test: $(DEV) ## Run the tests, all but the packaging one
-	@$(BIN)/python -m pytest -m "not packaging" $(ARGS)
+test: $(DEV) ## Run the tests, all but the long and the packaging ones
+	@$(BIN)/python -m pytest -m "not long and not packaging" $(ARGS)
 
 check: lint ## Run all that must pass before a change lands
 	@$(BIN)/python -m pytest $(ARGS)

@@ -1,29 +1,25 @@
-"""Publish and handle on one SQLite file until somebody, or the chosen point itself, kills this process.
+"""Be a child that publishes and handles on one store, until somebody, or its own fate, ends it.
 
-    python -m tests.crash.child DIRECTORY SECONDS LEASE [POINT NUMBER]
-
-SECONDS of 0 publishes nothing and ends when nothing waits any more. A POINT kills the process with SIGKILL at its
-NUMBER-th passing. ``acked.txt`` gets the number of every publish whose commit was confirmed, ``mail.txt`` a line for
-every start of the handler that has no transaction.
+``acked.txt`` gets the number of every publish whose commit was confirmed, ``refused.txt`` those that the store refused
+(a deadlock, say), ``mail.txt`` a line for every start of the handler that has no transaction, ``diary.txt`` every
+right that a store gave or took, ``<pid>.err`` what went wrong.
 """
 
-import functools
 import os
-import signal
 import sys
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import anyio
 
 from eventbus import Context, Event, EventBus, Limits, Module, Retry, Transaction
-from eventbus.stores.sqlite import SQLiteSession, SQLiteStore
+from eventbus.errors import StoreError
+from eventbus.store import Store
+from tests.crash.fate import Fate, append, doomed
+from tests.crash.site import run
 
-POINTS = (
-    "in_transaction", "before_commit", "after_commit", "after_claim", "in_handler", "after_effect", "before_settle",
-    "after_settle", "in_mail",
-)  # fmt: skip
 PUBLISHERS = 4
 SLOTS = 4
 
@@ -35,67 +31,18 @@ class Made(Event, name="crash.made", key="lane"):
     lane: str
 
 
-class Fate:
-    """Kill this process at the chosen passing of the chosen point."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Say what a child does."""
 
-    def __init__(self, point: str = "", number: int = 0) -> None:
-        self.point = point
-        self.left = number
-
-    def passes(self, point: str) -> None:
-        """Note that a point is passed."""
-        if point == self.point:
-            self.left -= 1
-            if self.left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Doomed(SQLiteStore):
-    """Pass the points around the verbs of a store."""
-
-    fate = Fate()
-
-    def begin(self, session: object | None = None) -> AbstractAsyncContextManager[Any]:
-        """Pass the points around a commit."""
-        return _around_commit(super().begin(session), self.fate)
-
-    async def claim(self, *args: Any, **options: Any) -> Any:
-        """Pass the point after a claim."""
-        claimed = await super().claim(*args, **options)
-        if claimed.entries:
-            self.fate.passes("after_claim")
-        return claimed
-
-    async def settle(self, *args: Any, **options: Any) -> Any:
-        """Pass the points around a settlement."""
-        self.fate.passes("before_settle")
-        lost = await super().settle(*args, **options)
-        self.fate.passes("after_settle")
-        return lost
-
-
-class _around_commit(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a function
-    def __init__(self, inner: AbstractAsyncContextManager[Any], fate: Fate) -> None:
-        self.inner = inner
-        self.fate = fate
-
-    async def __aenter__(self) -> Any:
-        return await self.inner.__aenter__()
-
-    async def __aexit__(self, *exc: object) -> bool | None:
-        self.fate.passes("before_commit")
-        answer = await self.inner.__aexit__(*exc)  # type: ignore[arg-type]
-        self.fate.passes("after_commit")
-        return answer
-
-
-def append(path: Path, line: str) -> None:
-    """Append a line in one write, so that a kill leaves whole lines or none."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(handle, f"{line}\n".encode())
-    finally:
-        os.close(handle)
+    directory: Path
+    store: str
+    lease: float = 1.0
+    seconds: float = 0.0
+    """How long it publishes; 0: not at all, and it ends when nothing waits any more."""
+    consume: bool = True
+    """Whether it also handles."""
+    fate: Fate = field(default_factory=Fate)
 
 
 def module(directory: Path, fate: Fate) -> Module:
@@ -104,9 +51,12 @@ def module(directory: Path, fate: Fate) -> Module:
     patient = Retry(attempts=1_000, initial=0.01, maximum=0.1)
 
     @made.on(Made, retry=patient, ordered=True, concurrency=SLOTS)
-    async def effect(event: Made, ctx: Context, tx: Transaction[SQLiteSession]) -> None:
+    async def effect(event: Made, ctx: Context, tx: Transaction[Any]) -> None:
         fate.passes("in_handler")
-        await tx.session.execute("INSERT INTO effects VALUES (?, ?)", (event.number, ctx.message_id))
+        await run(
+            tx.session, "INSERT INTO effects (number, lane, who) VALUES (:number, :lane, :who)",
+            number=event.number, lane=f"{event.lane}/{event.number // PUBLISHERS // 1_000_000}", who=ctx.message_id,
+        )  # fmt: skip
         fate.passes("after_effect")
 
     @made.on(Made, retry=patient, concurrency=SLOTS)
@@ -117,56 +67,54 @@ def module(directory: Path, fate: Fate) -> Module:
     return made
 
 
-async def publish(bus: EventBus, directory: Path, fate: Fate, lane: str) -> None:
-    """Publish for ever, each time with a row of its own in the same transaction."""
-    number = 0
-    while True:
+async def publish(bus: EventBus, part: Part, lane: int) -> None:
+    """Publish for a while, each time with a row of its own in the same transaction."""
+    number, until = 0, anyio.current_time() + part.seconds
+    while anyio.current_time() < until:
         number += 1
-        unique = int(lane) + PUBLISHERS * (os.getpid() * 1_000_000 + number)
-        async with bus.transaction() as tx:
-            await tx.session.execute("INSERT INTO made VALUES (?)", (unique,))
-            await bus.publish(Made(number=unique, lane=lane))
-            fate.passes("in_transaction")
-        append(directory / "acked.txt", str(unique))
+        unique = lane + PUBLISHERS * (os.getpid() * 1_000_000 + number)
+        try:
+            async with bus.transaction() as tx:
+                await run(tx.session, "INSERT INTO made VALUES (:number)", number=unique)
+                await bus.publish(Made(number=unique, lane=str(lane)))
+                part.fate.passes("in_transaction")
+        except StoreError as error:
+            append(part.directory / "refused.txt", f"{unique} {error}")
+        else:
+            append(part.directory / "acked.txt", str(unique))
 
 
-async def main(directory: Path, seconds: float, lease: float, fate: Fate) -> None:
-    """Run the bus; with ``seconds`` publish for so long, without wait until nothing is left."""
-    store = Doomed(directory / "crash.db")
-    store.fate = fate
+async def play(part: Part) -> None:
+    """Run the bus for as long as the part says."""
+    store = doomed(part.store, part.fate, part.directory / "diary.txt")
     bus = EventBus(
-        module(directory, fate),
+        module(part.directory, part.fate),
         name="crash",
         store=store,
         routes={"crash.*": "store"},
-        limits=Limits(lease=lease, sweep=0.2, drain=5.0),
+        limits=Limits(lease=part.lease, sweep=0.2, drain=5.0),
     )
-    async with bus.running():
-        async with bus.transaction() as tx:
-            await tx.session.execute("CREATE TABLE IF NOT EXISTS made (number INTEGER PRIMARY KEY)")
-            await tx.session.execute("CREATE TABLE IF NOT EXISTS effects (number INTEGER, message_id TEXT)")
-        append(directory / "ready.txt", str(os.getpid()))
-        if seconds:
-            await _publish_all(bus, directory, seconds, fate)
+    async with bus.running(consume=part.consume):
+        append(part.directory / "ready.txt", str(os.getpid()))
+        if part.seconds:
+            async with anyio.create_task_group() as group:
+                for lane in range(PUBLISHERS):
+                    group.start_soon(publish, bus, part, lane)
         else:
-            await _wait_for_nothing(bus, store)
+            await wait_for_nothing(bus, store)
 
 
-async def _publish_all(bus: EventBus, directory: Path, seconds: float, fate: Fate) -> None:
-    with anyio.move_on_after(seconds):
-        async with anyio.create_task_group() as group:
-            for lane in range(PUBLISHERS):
-                group.start_soon(publish, bus, directory, fate, str(lane))
-
-
-async def _wait_for_nothing(bus: EventBus, store: SQLiteStore) -> None:
+async def wait_for_nothing(bus: EventBus, store: Store) -> None:
+    """Wait until no entry waits any more, whoever handles it."""
     worker = bus.engine.worker
     while any(one.waiting for one in await store.backlog()):
         if worker is not None:
-            await worker.changed.wait()
+            with anyio.move_on_after(1.0):  # another process may have settled the last one
+                await worker.changed.wait()
 
 
-if __name__ == "__main__":
-    where, for_seconds, with_lease, *chosen = sys.argv[1:]
-    doom = Fate(chosen[0], int(chosen[1])) if chosen else Fate()
-    anyio.run(functools.partial(main, Path(where), float(for_seconds), float(with_lease), doom))
+def main(play: Callable[[Any], Awaitable[None]], directory: Path, part: Any) -> None:
+    """Be the child."""
+    errors = os.open(directory / f"{os.getpid()}.err", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(errors, sys.stderr.fileno())
+    anyio.run(play, part)

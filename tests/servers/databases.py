@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -43,5 +44,20 @@ async def _execute(url: str, statements: tuple[str, ...]) -> None:
         async with engine.connect() as connection:
             for statement in statements:
                 await connection.exec_driver_sql(statement)
+    finally:
+        await engine.dispose()
+
+
+def fetch(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """Return all rows that a query finds."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, _fetch(url, statement)).result()
+
+
+async def _fetch(url: str, statement: str) -> list[tuple[Any, ...]]:
+    engine = create_async_engine(url)
+    try:
+        async with engine.connect() as connection:
+            return [tuple(row) for row in await connection.exec_driver_sql(statement)]
     finally:
         await engine.dispose()

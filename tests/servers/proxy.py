@@ -26,6 +26,8 @@ class Fault:
     does: Literal["delay", "drop", "reset", "black-hole"]
     at: bytes = b""
     """Strike where these bytes begin, in either case of letters."""
+    behind: bytes = b""
+    """Strike only a connection that has carried these before, in the same direction."""
     after: int = 0
     """Strike behind so many bytes of a connection."""
     by: Literal["client", "server"] = "client"
@@ -44,10 +46,15 @@ class Fault:
     def place(self, data: bytes, before: bytes, count: int) -> int | None:
         """Return where in ``data`` it strikes, ``count`` bytes having passed before and ``before`` the last of them."""
         if self.at:
-            tail = before[max(len(before) - len(self.at) + 1, 0) :]
-            found = (tail + data).lower().find(self.at.lower())
-            return None if found < 0 else max(found - len(tail), 0)
+            return first(self.at, data, before)
         return max(self.after - count, 0) if count + len(data) > self.after else None
+
+
+def first(word: bytes, data: bytes, before: bytes) -> int | None:
+    """Return where in ``data``, which follows ``before``, a word begins (0: earlier) that was not whole before."""
+    tail = before[max(len(before) - len(word) + 1, 0) :]
+    found = (tail + data).lower().find(word.lower())
+    return None if found < 0 else max(found - len(tail), 0)
 
 
 class Link:
@@ -149,11 +156,13 @@ class Proxy:
 
     async def _carry(self, link: Link, by: str) -> None:
         source, sink = (link.client, link.server) if by == "client" else (link.server, link.client)
-        before, count = b"", 0
+        before, count, armed = b"", 0, b""
         with contextlib.suppress(ConnectionError):
             while data := await receive(source):
                 fault = self.fault
-                where = fault.place(data, before, count) if fault is not None and fault.by == by else None
+                where = None
+                if fault is not None and fault.by == by and armed == fault.behind:
+                    where = fault.place(data, before, count)
                 if link.black:
                     pass
                 elif fault is None or where is None:
@@ -165,6 +174,8 @@ class Proxy:
                 else:
                     await send(sink, data if fault.passed else data[:where])
                     self._strike(link, fault)
+                if fault is not None and fault.behind and first(fault.behind, data, before) is not None:
+                    armed = fault.behind
                 before, count = (before + data)[-100:], count + len(data)
         if not link.black:
             link.cut(reset=False)

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ class Server:
         self.foreign = os.environ.get(f"EVENTBUS_TEST_{recipe.name.upper()}")
         self.process: subprocess.Popen[bytes] | None = None
         self.place: Place | None = None
+        self._launcher = ThreadPoolExecutor(1)
+        """The thread that all its processes are children of: the kernel ends them with their thread."""
 
     @property
     def url(self) -> str:
@@ -135,6 +138,7 @@ class Server:
             subprocess.run(command, check=False, capture_output=True, env=self._environment())
         shutil.rmtree(self.place.directory, ignore_errors=True)
         self.place = None
+        self._launcher.shutdown()
 
     def _place(self) -> Place:
         if self.place is None:
@@ -176,10 +180,11 @@ class Server:
     def _launch(self) -> None:
         place = self._place()
         with (place.directory / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = self._launcher.submit(
+                subprocess.Popen,
                 [*leash(), *self.recipe.command(place)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=self._environment(), cwd=place.directory, start_new_session=True, **self._identity(),
-            )  # fmt: skip
+            ).result()  # fmt: skip
         wait_until(self._answers, self.recipe.patience, self._log)
 
     def _answers(self) -> bool:

@@ -132,6 +132,18 @@ async def test_what_stands_before_the_word_arrives(proxy: Proxy, client: Client,
     assert echo.heard == b"helloinsert; "
 
 
+async def test_it_strikes_only_behind_another_word(proxy: Proxy, client: Client, echo: Echo) -> None:
+    """A connection that has not carried the other word before is left alone."""
+    proxy.inject(Fault(does="drop", at=b"commit", behind=b"insert"))
+    await client.say(b"commit ")
+    assert await client.hear() == b"COMMIT "
+    await client.say(b"insert ")
+    assert await client.hear() == b"INSERT "
+    await client.say(b"commit")
+    assert await client.hear() == b""
+    assert echo.heard == b"hellocommit insert "
+
+
 async def test_it_strikes_after_bytes(proxy: Proxy, client: Client, echo: Echo) -> None:
     """Behind so many bytes of the client, exactly, the connection is cut."""
     proxy.inject(Fault(does="drop", after=8))

@@ -3,11 +3,13 @@
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import aio_pika
+import anyio
 import nats as nats_client
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -134,6 +136,15 @@ def test_a_killed_server_is_gone_with_its_children(postgres: Server) -> None:
     postgres.start()
     assert alive(postgres.pid)
     assert postgres.pid != before
+
+
+async def test_a_server_outlives_the_thread_that_started_it(small: Server) -> None:
+    """A server that was started in a thread runs on when that thread is over."""
+    starter = threading.Thread(target=small.start)
+    starter.start()
+    await anyio.to_thread.run_sync(starter.join)
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: not alive(small.pid), 0.3, "it lives on")
 
 
 def test_closing_leaves_nothing(small: Server) -> None:
