@@ -95,7 +95,7 @@ class Consumer:
         try:
             await isolated(lambda: self._run(seed, attempt, claim))
         except Lapse as error:
-            log.warning("%s: the commit failed, its lease decides: %s", self.queue, error.__cause__)
+            log.warning("%s: the store failed, the lease decides: %s", self.queue, error.__cause__)
             return Gone()
         except BaseException as error:
             return self._ended(error, attempt, claim, before)

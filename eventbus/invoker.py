@@ -13,7 +13,7 @@ from anyio.lowlevel import RunVar
 
 from eventbus.clock import Runtime
 from eventbus.context import Context, Seed, current, follow
-from eventbus.errors import HandlerTimeoutError, QueueFullError, SettleError
+from eventbus.errors import HandlerTimeoutError, QueueFullError, SettleError, StoreError
 from eventbus.inject import Frame, close
 from eventbus.middleware import CallNext, chain
 from eventbus.registry import Known
@@ -73,7 +73,7 @@ class Surroundings:
 
 
 class Lapse(Exception):  # noqa: N818 - never seen outside the engine
-    """Say that a commit failed with an unknown outcome: nothing is written, the lease decides."""
+    """Say that the store failed around a handler, a commit with unknown outcome included: the lease decides."""
 
 
 class Handling(Context):
@@ -185,14 +185,16 @@ def _in_transaction(handle: Callable[[Context, Frame], Awaitable[Any]], around: 
         result: Any = None
         frame: Frame | None = None
         settled: Transaction[Any] | None = None
+        handling = False
         try:
             opening = around.transaction()
             async with opening as transaction:
                 unit = opening.unit
                 if claim is not None and not await claim.lock(unit):
                     raise SettleError("the lease was lost before the handler started")
-                opened = Frame(ctx, around.bus, transaction)
+                opened, handling = Frame(ctx, around.bus, transaction), True
                 result, frame = await handle(ctx, opened), opened
+                handling = False
                 if claim is not None:
                     await around.flush()
                     if not await claim.settle(unit, transaction):
@@ -201,6 +203,8 @@ def _in_transaction(handle: Callable[[Context, Frame], Awaitable[Any]], around: 
         except BaseException as error:
             if frame is not None:
                 await close(frame, error)
+            if claim is not None and settled is None and isinstance(error, StoreError) and not handling:
+                raise Lapse from error  # the store failed, not the handler
             if settled is None or not isinstance(error, Exception):
                 raise
             if not settled.committed:

@@ -11,6 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from eventbus import Context, Event, EventBus, Limits, Module, Reject, Retry, RetryLater, StoreError, Transaction
+from eventbus.stores._sqlite_unit import SQLiteUnit
 from eventbus.stores.sqlite import SQLiteSession, SQLiteStore
 from eventbus.testing.harness import harness
 
@@ -455,3 +456,33 @@ async def test_discarding_a_dead_head_lets_its_lane_go_on_at_once(tmp_path: Path
         assert 1 == await bus.dead.discard(handler="m.book")
         await t.settled()
         assert [1] == seen
+
+
+@pytest.mark.parametrize("verb", ["lock", "settle"])
+async def test_a_failing_store_is_no_failure_of_the_handler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """What the store fails to do around a handler costs no attempt: the lease decides, and the effect is there once."""
+    module, attempts, troubles = Module("m"), list[int](), 3
+    bus = make(tmp_path / "s.db", module)
+    original = getattr(SQLiteUnit, verb)
+
+    async def failing(self: SQLiteUnit, *args: Any) -> Any:
+        nonlocal troubles
+        if troubles:
+            troubles -= 1
+            raise StoreError("the connection is dead")
+        return await original(self, *args)
+
+    @module.on(Paid, retry=Retry(attempts=2))
+    async def book(event: Paid, ctx: Context, tx: Transaction[Any]) -> None:
+        attempts.append(ctx.attempt)
+
+    monkeypatch.setattr(SQLiteUnit, verb, failing)
+    async with harness(bus) as t:
+        await publish(bus, Paid(number=1))
+        await t.settled()
+        await t.advance(4 * bus.limits.lease)
+        assert [] == t.dead
+    assert troubles == 0
+    assert set(attempts) == {1}

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from eventbus.context import Context, current, draining, origin_of
-from eventbus.errors import RetryLater
+from eventbus.errors import RetryLater, SettleError
+from eventbus.invoker import Lapse
 from eventbus.message import spec_of
 from eventbus.middleware import CallNext
 from eventbus.store import DeadEntry
@@ -68,7 +69,8 @@ class Handling:
     @property
     def failed(self) -> bool:
         """Tell whether it failed, and nobody was there to catch it."""
-        return self.delivered and isinstance(self.error, Exception) and not isinstance(self.error, RetryLater)
+        nobodys = isinstance(self.error, RetryLater | SettleError | Lapse)
+        return self.delivered and isinstance(self.error, Exception) and not nobodys
 
     def __str__(self) -> str:
         if self.ended is None:
