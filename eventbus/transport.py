@@ -35,6 +35,10 @@ __all__ = (
 
 SCHEMES: dict[str, str] = {
     "memory": "eventbus.transports.memory:MemoryTransport",
+    "redis": "eventbus.transports.redis:RedisTransport",
+    "redis+pubsub": "eventbus.transports.redis:RedisPubSubTransport",
+    "rediss": "eventbus.transports.redis:RedisTransport",
+    "rediss+pubsub": "eventbus.transports.redis:RedisPubSubTransport",
 }
 """URL scheme -> "module:class"; the class is built from the whole URL by ``from_url``."""
 

@@ -1,0 +1,291 @@
+"""Reach one Redis server: the address in a URL, one connection, and a line on which many callers share one."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from eventbus._extras import require
+from eventbus.errors import Lost, TransportError
+
+__all__ = ("Address", "Command", "Line", "Session", "read_url", "refusal")
+
+log = logging.getLogger("eventbus")
+
+Command = tuple[str | bytes | int, ...]
+
+COMMANDS = 1_000
+"""Commands in one write."""
+
+WEIGHT = 4 * 1024 * 1024
+"""Bytes of bodies after which one write takes no more callers in."""
+
+LINK_OPTIONS = ("timeout", "cafile", "certfile", "keyfile")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Say where a server is and how to get in; its text holds no secret."""
+
+    host: str
+    port: int
+    db: int
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    timeout: float = 5.0
+    """Seconds without an answer after which the server counts as lost."""
+    cafile: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+
+
+def read_url(url: str, scheme: str, options: Sequence[str]) -> tuple[Address, dict[str, str]]:
+    """Return the address in a URL, and its other options. Raises ``ValueError``, which never quotes the URL."""
+    known = (*LINK_OPTIONS, *options)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        found = dict(pairs)
+        db = parts.path.removeprefix("/") or "0"
+        fine = len(found) == len(pairs) and found.keys() <= set(known) and not parts.fragment and db.isdecimal()
+        timeout = float(found.pop("timeout", "5"))
+        fine = fine and 0 < timeout < float("inf")
+    except ValueError:
+        fine, parts, port, db, timeout, found = False, urlsplit(""), None, "0", 5.0, dict[str, str]()
+    if not fine:
+        raise ValueError(
+            f"{scheme}:// takes user:password@host:port/number of the database and the options {', '.join(known)}, "
+            "each once; a password is percent-encoded, and timeout is in seconds"
+        )
+    address = Address(
+        host=unquote(parts.hostname or "localhost"),
+        port=port or 6379,
+        db=int(db),
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        tls=parts.scheme.startswith("rediss"),
+        timeout=timeout,
+        cafile=found.pop("cafile", None),
+        certfile=found.pop("certfile", None),
+        keyfile=found.pop("keyfile", None),
+    )
+    return address, found
+
+
+def client() -> Any:
+    """Return the client library. Raises ``MissingExtraError`` with the line that installs it."""
+    return require("redis.asyncio", extra="redis", what="eventbus.transports.redis")
+
+
+def refusal(reply: object) -> str | None:
+    """Return what the server says against a command, or None if it did it."""
+    return str(reply) if isinstance(reply, Exception) else None
+
+
+class Session:
+    """Hold one connection, used by one task: what that task asks is answered in time, or the connection is lost."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._redis = client()
+        self._connection: Any = None
+
+    async def open(self) -> None:
+        """Connect and log in. Raises ``Lost``, and ``TransportError`` if the server does not let us in."""
+        at, errors = self.address, require("redis.exceptions", extra="redis", what="eventbus.transports.redis")
+        secure: dict[str, Any] = {
+            f"ssl_{name}": value
+            for name, value in (("ca_certs", at.cafile), ("certfile", at.certfile), ("keyfile", at.keyfile))
+            if value is not None
+        }
+        kind = self._redis.SSLConnection if at.tls else self._redis.Connection
+        self._connection = kind(
+            host=at.host, port=at.port, db=at.db, username=at.username, password=at.password, protocol=2,
+            socket_timeout=None, socket_connect_timeout=at.timeout, **(secure if at.tls else {}),
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(at.timeout):
+                await self._connection.connect()
+                await self._connection.send_command("PING", check_health=False)
+                await self._connection.read_response(disable_decoding=True)
+        except errors.AuthenticationError as error:
+            raise TransportError(f"{at} does not accept the credentials of its URL: {error}") from error
+        except errors.ResponseError as error:
+            raise TransportError(f"{at} does not let us in: {error}") from error
+        except TimeoutError as error:
+            raise Lost(f"{at} did not answer within {at.timeout:g} s") from error
+        except (errors.RedisError, OSError) as error:
+            raise Lost(f"{at} cannot be reached: {error}") from error
+
+    async def ask(self, commands: Sequence[Command], wait: float = 0.0) -> list[Any]:
+        """Return the answers, in which an error is an object; they may take ``wait`` seconds more. Raises ``Lost``."""
+        at, errors = self.address, require("redis.exceptions", extra="redis", what="eventbus.transports.redis")
+        read, replies = self._connection.read_response, list[Any]()
+        try:
+            async with asyncio.timeout(at.timeout + wait):
+                await self._connection.send_packed_command(
+                    self._connection.pack_commands(commands), check_health=False
+                )
+                for _ in commands:
+                    try:
+                        replies.append(await read(disable_decoding=True))
+                    except errors.ResponseError as error:
+                        replies.append(error)
+        except TimeoutError as error:
+            raise Lost(f"{at} did not answer within {at.timeout + wait:g} s") from error
+        except (errors.RedisError, OSError) as error:
+            raise Lost(f"{at} is lost: {error}") from error
+        return replies
+
+    async def listen(self, seconds: float) -> Any:
+        """Return the next message that nobody asked for, or None after so many seconds. Raises ``Lost``."""
+        errors = require("redis.exceptions", extra="redis", what="eventbus.transports.redis")
+        try:
+            return await self._connection.read_response(disable_decoding=True, timeout=seconds)
+        except (errors.RedisError, OSError) as error:
+            raise Lost(f"{self.address} is lost: {error}") from error
+
+    async def tell(self, *command: str | bytes | int) -> None:
+        """Send a command whose answer comes by ``listen``. Raises ``Lost``."""
+        errors = require("redis.exceptions", extra="redis", what="eventbus.transports.redis")
+        try:
+            async with asyncio.timeout(self.address.timeout):
+                await self._connection.send_command(*command, check_health=False)
+        except (errors.RedisError, OSError, TimeoutError) as error:
+            raise Lost(f"{self.address} is lost: {error}") from error
+
+    async def close(self) -> None:
+        """Close the connection, without waiting for anything."""
+        if self._connection is not None:
+            await self._connection.disconnect(nowait=True)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Be what one caller wants: the commands are asked for when they are sent, not before."""
+
+    commands: Callable[[], Sequence[Command]]
+    weight: int
+    future: "asyncio.Future[list[Any]]"
+
+    def end(self, outcome: "list[Any] | TransportError") -> None:
+        """Tell the caller, if it still waits."""
+        if self.future.done():
+            return
+        if isinstance(outcome, TransportError):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+
+class Line:
+    """Share one connection: what its callers want within one turn of the event loop goes out in one write."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.writes = 0
+        """Writes so far."""
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._jobs: deque[Job] = deque()
+        self._flying: list[Job] = []
+        self._news = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._error: str | None = None
+        self._closing = False
+
+    def put(self, commands: Callable[[], Sequence[Command]], weight: int = 0, *, last: bool = False) -> Job:
+        """Queue a job; ``last`` ones are taken also while the line closes. Raises ``Lost``."""
+        if self._error is not None or (self._closing and not last):
+            raise Lost(self._error or f"the transport to {self.address} was closed")
+        job = Job(commands, weight, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        self._idle.clear()
+        self._news.set()
+        return job
+
+    async def call(self, commands: Sequence[Command], weight: int = 0) -> list[Any]:
+        """Return the answers to some commands. Raises ``Lost``."""
+        return await self.put(lambda: commands, weight).future
+
+    async def run(self) -> None:
+        """Open the connection and serve all callers, until it is lost or the task is cancelled."""
+        session, why = Session(self.address), f"the transport to {self.address} was closed"
+        try:
+            await session.open()
+            if not self.opened.done():
+                self.opened.set_result(None)
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                while self._jobs:
+                    await self._flush(session)
+                self._idle.set()
+        except TransportError as error:
+            why = str(error)
+            if not self.opened.done():
+                self.opened.set_exception(error)
+        except Exception as error:
+            log.exception("the line to %s failed", self.address)
+            why = f"the line to {self.address} failed: {error}"
+        finally:
+            self.lose(why)
+            await session.close()
+
+    async def settle(self) -> None:
+        """Take no more in but ``last`` jobs, and return when nothing is left to do."""
+        self._closing = True
+        await self._idle.wait()
+
+    def lose(self, why: str) -> None:
+        """Fail every waiter with ``Lost``, now and from now on."""
+        self._error = self._error or why
+        jobs = [*self._flying, *self._jobs]
+        self._flying, self._jobs = [], deque()
+        for job in jobs:
+            job.end(Lost(self._error))
+        if not self.opened.done():
+            self.opened.set_exception(Lost(self._error))
+            self.opened.exception()  # nobody may wait for it any more
+        self._idle.set()
+
+    async def _flush(self, session: Session) -> None:
+        commands: list[Command] = []
+        sizes: list[int] = []
+        for job in self._due():
+            wanted = job.commands()
+            commands += wanted
+            sizes.append(len(wanted))
+        replies = await session.ask(commands)
+        self.writes += 1
+        jobs, self._flying = self._flying, []
+        start = 0
+        for job, size in zip(jobs, sizes, strict=True):
+            job.end(replies[start : start + size])
+            start += size
+
+    def _due(self) -> Iterator[Job]:
+        """Yield the jobs of one write, at least one."""
+        weight = 0
+        while self._jobs and len(self._flying) < COMMANDS and weight < WEIGHT:
+            job = self._jobs.popleft()
+            self._flying.append(job)
+            weight += job.weight
+            yield job
+
+
+def texts(value: object) -> dict[str, str]:
+    """Return what is a dictionary of texts; of anything else, nothing."""
+    if not isinstance(value, dict):
+        return {}
+    pairs = cast("dict[object, object]", value)
+    return {key: text for key, text in pairs.items() if isinstance(key, str) and isinstance(text, str)}

@@ -1,0 +1,106 @@
+"""What must happen at once on the server: taking, settling and leaving, each only by whoever has the right."""
+
+__all__ = ("CLAIM", "LEAVE", "OWN", "REJECT", "SETTLE", "TAKE", "TIDY")
+
+SETTLE = """
+local results = {}
+for i = 3, #ARGV, 4 do
+  local id, idle, mine = ARGV[i], tonumber(ARGV[i + 2]), 0
+  local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], id, id, 1)
+  if held[1] and held[1][2] == ARGV[2] and held[1][4] == tonumber(ARGV[i + 1]) then
+    mine = 1
+    if idle < 0 then
+      redis.call('XACK', KEYS[1], ARGV[1], id)
+    else
+      redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', idle, 'RETRYCOUNT', ARGV[i + 3], 'JUSTID')
+    end
+  end
+  results[#results + 1] = mine
+end
+return results
+"""
+"""stream | group consumer (id count idle count-from-now)... -> 1 for each that is still ours; idle < 0 acknowledges."""
+
+REJECT = """
+local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
+if not (held[1] and held[1][2] == ARGV[2] and held[1][4] == tonumber(ARGV[4])) then return 0 end
+local found = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])
+local fields = found[1] and found[1][2] or {}
+for i = 5, #ARGV do fields[#fields + 1] = ARGV[i] end
+redis.call('XADD', KEYS[2], '*', unpack(fields))
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+"""stream dead-stream | group consumer id count field value... -> 1 if it was ours; copied first, then acknowledged."""
+
+CLAIM = """
+if KEYS[2] then
+  if redis.call('GET', KEYS[2]) ~= ARGV[2] then return redis.error_reply('NOTOWNER') end
+  redis.call('PEXPIRE', KEYS[2], ARGV[6])
+end
+local got = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5])
+local entries, counts = {}, {}
+for _, entry in ipairs(got[2]) do
+  if entry then
+    local held = redis.call('XPENDING', KEYS[1], ARGV[1], entry[1], entry[1], 1)
+    entries[#entries + 1] = entry
+    counts[#counts + 1] = held[1] and held[1][4] or 1
+  end
+end
+return {got[1], entries, counts, got[3] or {}}
+"""
+"""stream [owner] | group consumer min-idle cursor count [lease] -> cursor, entries, their counts, ids that are gone."""
+
+OWN = """
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+return 0
+"""
+"""owner | consumer lease -> 1 if the group is ours now."""
+
+TAKE = """
+if redis.call('GET', KEYS[2]) ~= ARGV[2] then return redis.error_reply('NOTOWNER') end
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+if tonumber(ARGV[4]) < 1 then return false end
+return redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[4], 'STREAMS', KEYS[1], '>')
+"""
+"""stream owner | group consumer lease count -> what nobody had yet, while the group is ours."""
+
+LEAVE = """
+for i = 4, #ARGV, 2 do
+  local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
+  if held[1] and held[1][2] == ARGV[2] then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'IDLE', ARGV[3], 'RETRYCOUNT', ARGV[i + 1], 'JUSTID')
+  end
+end
+if redis.call('GET', KEYS[2]) == ARGV[2] then redis.call('DEL', KEYS[2]) end
+local left = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
+if not left.err and #left == 0 then redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end
+return 1
+"""
+"""stream owner | group consumer lease (id count)... ; hands these back, and forgets a consumer that has nothing."""
+
+TIDY = """
+local function parts(id)
+  local time, number = string.match(id, '(%d+)-(%d+)')
+  return tonumber(time), tonumber(number)
+end
+local lowest, time, number
+for _, raw in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local group = {}
+  for i = 1, #raw, 2 do group[raw[i]] = raw[i + 1] end
+  local pending = redis.call('XPENDING', KEYS[1], group['name'])
+  local id = pending[1] > 0 and pending[2] or group['last-delivered-id']
+  local t, n = parts(id)
+  if not lowest or t < time or (t == time and n < number) then lowest, time, number = id, t, n end
+  for _, one in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], group['name'])) do
+    local consumer = {}
+    for i = 1, #one, 2 do consumer[one[i]] = one[i + 1] end
+    if consumer['pending'] == 0 and consumer['idle'] > tonumber(ARGV[1]) then
+      redis.call('XGROUP', 'DELCONSUMER', KEYS[1], group['name'], consumer['name'])
+    end
+  end
+end
+if ARGV[2] == '1' and lowest then return redis.call('XTRIM', KEYS[1], 'MINID', '~', lowest) end
+return 0
+"""
+"""stream | idle trim -> how many were removed that every group has settled; forgets consumers that died with nothing."""
