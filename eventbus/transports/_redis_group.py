@@ -3,16 +3,19 @@
 import asyncio
 import logging
 import math
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from time import monotonic
 from typing import Any
 
 from eventbus.errors import Lost, SettleError
-from eventbus.transports._redis_link import Command, Job, Line, Session, refusal
-from eventbus.transports._redis_reader import POLL, Copy, Reader, decode
+from eventbus.transport import Wire
+from eventbus.transports._redis_entry import decode
+from eventbus.transports._redis_link import Command, Line, Session, refusal
+from eventbus.transports._redis_reader import POLL, Reader
 from eventbus.transports._redis_scripts import CLAIM, LEAVE, OWN, REJECT, SETTLE, TAKE, TIDY
 
-__all__ = ("GroupReader",)
+__all__ = ("GroupReader", "Membership")
 
 log = logging.getLogger("eventbus")
 
@@ -22,39 +25,145 @@ TIDY_EVERY = 10.0
 FORGET_AFTER = 3_600_000
 """Milliseconds of silence after which a consumer without messages is forgotten."""
 
+ACK = -1
+"""The idle time that stands for an acknowledgement."""
 
-class Batch:
-    """Gather what is settled before the line writes next, so that it goes out as one command."""
 
-    __slots__ = ("copies", "job", "reader")
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Say who reads, for whom, and for how long what it takes is its own."""
 
-    def __init__(self, reader: "GroupReader") -> None:
-        self.reader = reader
-        self.copies: list[tuple[Copy, int, int, asyncio.Future[bool]]] = []
-        self.job: Job = reader.line.put(self.commands)
-        self.job.future.add_done_callback(self.done)
+    stream: str
+    group: str
+    consumer: str
+    """Its name: no other subscription has it, before or after."""
+    lease: float
 
-    def commands(self) -> list[Command]:
-        """Return the command, and take no more in."""
-        reader = self.reader
-        reader.batch = None
-        arguments: list[str | bytes | int] = []
-        for copy, idle, count, _ in self.copies:
-            arguments += (copy.entry, copy.count, idle, count)
-        return [("EVAL", SETTLE, 1, reader.stream, reader.group, reader.name, *arguments)]
+    @property
+    def milliseconds(self) -> int:
+        """Return the lease as the server counts it."""
+        return math.ceil(self.lease * 1_000)
 
-    def done(self, future: "asyncio.Future[list[Any]]") -> None:
-        """Tell everybody how it ended."""
-        self.reader.batch = None if self.reader.batch is self else self.reader.batch
-        error: BaseException | None = None if future.cancelled() else future.exception()
-        reply: Any = None if future.cancelled() or error is not None else future.result()[0]
-        for index, (_, _, _, told) in enumerate(self.copies):
-            if told.done():
-                continue
-            if isinstance(reply, list):
-                told.set_result(bool(reply[index]))
-            else:
-                told.set_exception(SettleError(f"{self.reader.stream!r}: {error or refusal(reply)}"))
+    @property
+    def owner(self) -> str:
+        """Return the key that names the owner of the group, while ordered readers take turns."""
+        return f"{self.stream}@{self.group}.owner"
+
+    @property
+    def dead(self) -> str:
+        """Return the stream of the group's dead messages."""
+        return f"{self.stream}@{self.group}.dead"
+
+
+class Copy:
+    """Be one delivery of one entry."""
+
+    __slots__ = ("attempt", "desk", "entry", "settled", "wire")
+
+    def __init__(self, desk: "Desk", entry: bytes, wire: Wire, count: int) -> None:
+        self.desk = desk
+        self.entry = entry
+        self.wire = wire
+        self.attempt = count
+        self.settled = False
+
+    async def ack(self) -> None:
+        """Settle it as done."""
+        if self._first():
+            await self.desk.write(self, ACK)
+
+    async def retry(self, after: float) -> None:
+        """Settle it as to come again in ``after`` seconds, at most a lease; 0 hands it back and counts no attempt."""
+        lease = self.desk.member.milliseconds
+        wait = math.ceil(after * 1_000) if 0 <= after < math.inf else lease + 1
+        if wait > lease:
+            raise ValueError(f"retry() takes the seconds to wait, from 0 to a lease, not {after!r}")
+        if self._first():
+            await self.desk.write(self, lease - wait, uncounted=not wait)
+
+    async def reject(self, reason: str) -> None:
+        """Settle it as dead: copied, with the reason, and acknowledged, in one step of the server."""
+        if self._first():
+            await self.desk.bury(self, reason)
+
+    async def extend(self) -> None:
+        """Keep it for another lease from now."""
+        if not self.settled:
+            await self.desk.write(self, 0)
+
+    def _first(self) -> bool:
+        first, self.settled = not self.settled, True
+        return first
+
+
+class Desk:
+    """Settle what one reader has taken: all of one turn of the event loop in one command, each if it is still ours."""
+
+    def __init__(self, line: Line, member: Membership, reader: "GroupReader") -> None:
+        self.line = line
+        self.member = member
+        self._reader = reader
+        self._batch: list[tuple[Copy, int, bool, asyncio.Future[str]]] = []
+
+    async def write(self, copy: Copy, idle: int, *, uncounted: bool = False) -> None:
+        """Acknowledge an entry, or let it have been idle for so many milliseconds, this delivery counted or not."""
+        if self._reader.left:
+            raise SettleError("the subscription was left, so the message went back")
+        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        if not self._batch:
+            self._send(self._batch)
+        self._batch.append((copy, idle, uncounted, told))
+        if why := await told:
+            raise SettleError(why)
+
+    def _send(self, batch: list[tuple[Copy, int, bool, "asyncio.Future[str]"]]) -> None:
+        def commands() -> list[Command]:
+            self._batch = []
+            arguments: list[str | bytes | int] = [self.member.group, self.member.consumer]
+            for copy, idle, uncounted, _ in batch:
+                arguments += (copy.entry, idle, int(uncounted))
+            return [("EVAL", SETTLE, 1, self.member.stream, *arguments)]
+
+        def done(future: "asyncio.Future[list[Any]]") -> None:
+            if self._batch is batch:
+                self._batch = []
+            failure = future.exception() or refusal(future.result()[0])
+            for index, (copy, idle, _, told) in enumerate(batch):
+                kept = failure is None and future.result()[0][index]
+                self._written(copy, idle, kept=bool(kept))
+                if not told.done():
+                    lapsed = f"the lease of message {copy.wire.id} is over: another consumer may have it"
+                    told.set_result("" if kept else str(failure or lapsed))
+
+        try:
+            self.line.put(commands).add_done_callback(done)
+        except Lost as error:
+            raise SettleError(str(error)) from error
+
+    def _written(self, copy: Copy, idle: int, *, kept: bool) -> None:
+        """Note what became of an entry, whether or not anybody still waits to know."""
+        if copy.settled or not kept:
+            self._reader.release(copy, self.member.lease - idle / 1_000 if kept and idle != ACK else None)
+
+    async def bury(self, copy: Copy, reason: str) -> None:
+        """Copy an entry to the group's dead with the reason, and acknowledge it."""
+        member = self.member
+        command: Command = (
+            "EVAL", REJECT, 2, member.stream, member.dead, member.group, member.consumer, copy.entry,
+            "reason", reason, "attempt", copy.attempt,
+        )  # fmt: skip
+        if self._reader.left:
+            raise SettleError("the subscription was left, so the message went back")
+        try:
+            future = self.line.put(lambda: [command])
+            future.add_done_callback(lambda _: self._reader.release(copy, None))
+            [reply] = await asyncio.shield(future)
+        except Lost as error:
+            raise SettleError(str(error)) from error
+        if (why := refusal(reply)) is not None:
+            raise SettleError(f"message {copy.wire.id} cannot be kept in {member.dead!r}: {why}")
+        if not reply:
+            raise SettleError(f"the lease of message {copy.wire.id} is over: another consumer may have it")
 
 
 class GroupReader(Reader):
@@ -64,213 +173,162 @@ class GroupReader(Reader):
     and first takes over whatever its predecessor had not settled, so that no message overtakes an earlier one.
     """
 
-    def __init__(
-        self, line: Line, stream: str, group: str, name: str, *, prefetch: int, lease: float, ordered: bool, trim: bool
-    ) -> None:
-        super().__init__(line.address, stream, prefetch)
-        self.line = line
-        self.group = group
-        self.name = name
-        self.lease = lease
-        self.batch: Batch | None = None
+    def __init__(self, line: Line, member: Membership, *, prefetch: int, ordered: bool, trim: bool) -> None:
+        super().__init__(line.address, member.stream)
+        self.member = member
+        self._desk = Desk(line, member, self)
+        self._prefetch = prefetch
         self._ordered = ordered
         self._trim = trim
-        self._milliseconds = math.ceil(lease * 1_000)
-        self._every = min(max(lease / 10, 0.1), 1.0)
+        self._held: dict[bytes, Copy] = {}
+        """What is unsettled, in the buffer too."""
+        self._away: set[bytes] = set()
+        """What an ordered reader will have again, and keeps room for: others of its key wait for it here."""
+        self._every = min(max(member.lease / 10, 0.1), 1.0)
         self._claim_at = 0.0
         self._dues: list[float] = []
-        self._away: set[bytes] = set()
-        """What an ordered reader will have again, and keeps room for: others of the key wait for it."""
+        self._tidy_at = monotonic() + TIDY_EVERY
+        self._owner = not ordered
         self._inherit: bytes | None = None
         """How far it has taken over from its predecessor; None: as far as there is."""
-        self._owner = not ordered
-        self._owned_until = 0.0
-        self._tidy_at = monotonic() + TIDY_EVERY * (hash(name) % 100) / 100
         self._last = b"0-0"
-
-    @property
-    def owner(self) -> str:
-        """Return the key that names the owner of the group."""
-        return f"{self.stream}@{self.group}.owner"
-
-    @property
-    def dead(self) -> str:
-        """Return the stream of the group's dead messages."""
-        return f"{self.stream}@{self.group}.dead"
-
-    async def begin(self, session: Session) -> None:
-        """Need nothing: the group remembers."""
+        """The newest entry that it knows to be taken."""
 
     async def step(self, session: Session) -> None:
         """Own the group, take over, claim what lapsed, read what is new: whatever there is room for."""
         if not self._owner:
             await self._become_owner(session)
             return
-        now = monotonic()
+        now, room = monotonic(), self._prefetch - len(self._held)
+        new = room - len(self._away)
         if now >= self._tidy_at:
-            self._tidy_at = now + TIDY_EVERY
-            await self._run(session, "EVAL", TIDY, 1, self.stream, FORGET_AFTER, int(self._trim))
-        if len(self.held) >= self.prefetch:
-            if self._ordered:
-                await self._take(session, 0)
-            await self.room(self.lease / 4 if self._ordered else None)
-            return
-        if self._inherit is not None:
-            self._inherit = await self._claim(session, self._inherit, 0)
-        elif now >= self._claim_at or (self._dues and now >= self._dues[0]):
+            await self._tidy(session)
+        if new > 0 and self._inherit is not None:
+            self._inherit = await self._claim(session, self._inherit, 0, new)
+        elif room > 0 and now >= self._next_claim():
             await self._claim_lapsed(session, now)
         elif self._ordered:
-            await self._read_as_owner(session)
+            await self._read_as_owner(session, room, new)
+        elif new > 0:
+            await self._read(session, new)
         else:
-            await self._read(session)
+            await self.room(None)
 
     async def _become_owner(self, session: Session) -> None:
-        if await self._run(session, "EVAL", OWN, 1, self.owner, self.name, self._milliseconds):
-            self._owner, self._inherit = True, b"0-0"
-        else:
+        member = self.member
+        found = await self._run(
+            session, "EVAL", OWN, 2, member.stream, member.owner, member.group, member.consumer, member.milliseconds
+        )
+        if found is None:
             await self.room(POLL)
+        else:
+            self._owner, self._inherit, self._last = True, b"0-0", found
 
     async def _claim_lapsed(self, session: Session, now: float) -> None:
-        cursor: bytes | None = b"0-0"
-        while cursor is not None and len(self.held) < self.prefetch:
-            cursor = await self._claim(session, cursor, self._milliseconds)
-        self._claim_at = now + self._every
+        due = 0
         while self._dues and self._dues[0] <= now:
             heappop(self._dues)
+            due += 1
+        self._claim_at = now + self._every
+        cursor: bytes | None = b"0-0"
+        while cursor is not None:
+            room = self._prefetch - len(self._held)
+            free = min(room, room - len(self._away) + due)
+            if free <= 0:
+                break
+            cursor = await self._claim(session, cursor, self.member.milliseconds, free)
 
-    async def _claim(self, session: Session, cursor: bytes, idle: int) -> bytes | None:
-        """Take what others left from a cursor on; return the next cursor, None at the end."""
-        room = self.prefetch - len(self.held)
-        keys = (2, self.stream, self.owner) if self._ordered else (1, self.stream)
-        what = (self.group, self.name, idle, cursor, room, self._milliseconds)
+    async def _claim(self, session: Session, cursor: bytes, idle: int, count: int) -> bytes | None:
+        """Take what others left, from a cursor on; return the next cursor, None at the end."""
+        member = self.member
+        keys = (2, self.stream, member.owner) if self._ordered else (1, self.stream)
+        what = (member.group, member.consumer, idle, cursor, count, member.milliseconds)
         cursor, entries, counts, gone = await self._run(session, "EVAL", CLAIM, *keys, *what)
-        for (entry, flat), count in zip(entries, counts, strict=True):
+        for (entry, flat), times in zip(entries, counts, strict=True):
             self._away.discard(entry)
-            held = self.held.get(entry)
-            if held is not None:  # its lease lapsed while it was here, and nobody else came: it is ours once more
-                held.count = count
-            else:
-                self.admit(Copy(self, entry, decode(entry, flat), count))
+            if entry not in self._held:  # else its lease lapsed while it was here, and now it is ours once more
+                self._take_in(entry, flat, times)
         if gone:
             self._away.difference_update(gone)
-            log.warning("%d message(s) of %s were deleted before %s had settled them",
-                        len(gone), self.stream, self.group)  # fmt: skip
+            log.warning(
+                "%s: %d message(s) were deleted before %s had settled them", self.stream, len(gone), member.group
+            )
         return None if cursor == b"0-0" else cursor
 
-    async def _read(self, session: Session) -> None:
-        room = self.prefetch - len(self.held)
-        block = math.ceil(1_000 * min(POLL, max(self._next_claim() - monotonic(), 0.001)))
+    async def _read(self, session: Session, count: int) -> None:
+        member = self.member
         found = await self._run(
-            session, "XREADGROUP", "GROUP", self.group, self.name, "COUNT", room, "BLOCK", block,
+            session, "XREADGROUP", "GROUP", member.group, member.consumer, "COUNT", count, "BLOCK", self._patience(),
             "STREAMS", self.stream, ">",
         )  # fmt: skip
-        self._admit_new(found)
+        self._take_in_all(found)
 
-    async def _read_as_owner(self, session: Session) -> None:
-        """Wait for news without taking it, then take it in one step with the proof that the group is still ours."""
-        if await self._take(session, self.prefetch - len(self.held) - len(self._away)):
-            return
-        block = math.ceil(1_000 * min(POLL, self.lease / 4, max(self._next_claim() - monotonic(), 0.001)))
-        if len(self.held) + len(self._away) >= self.prefetch:
-            await self.room(block / 1_000)
-        else:
-            await self._run(session, "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", self.stream, self._last)
-
-    async def _take(self, session: Session, room: int) -> bool:
+    async def _read_as_owner(self, session: Session, room: int, count: int) -> None:
+        """Take in one step with the proof that the group is still ours, and wait for news without taking it."""
+        member = self.member
         found = await self._run(
-            session, "EVAL", TAKE, 2, self.stream, self.owner, self.group, self.name, self._milliseconds, room
-        )
-        return self._admit_new(found)
+            session, "EVAL", TAKE, 2, self.stream, member.owner, member.group, member.consumer, member.milliseconds,
+            max(count, 0),
+        )  # fmt: skip
+        if found:
+            self._take_in_all(found)
+        elif count > 0:
+            await self._run(session, "XREAD", "COUNT", 1, "BLOCK", self._patience(), "STREAMS", self.stream, self._last)
+        else:
+            await self.room(self._patience() / 1_000 if room > 0 else member.lease / 4)
 
-    def _admit_new(self, found: Any) -> bool:
-        entries = found[0][1] if found else ()
-        for entry, flat in entries:
+    def _take_in_all(self, found: Any) -> None:
+        for entry, flat in found[0][1] if found else ():
             self._last = entry
-            self.admit(Copy(self, entry, decode(entry, flat or ()), 1))
-        return bool(entries)
+            self._take_in(entry, flat or (), 1)
+
+    def _take_in(self, entry: bytes, flat: Any, count: int) -> None:
+        copy = Copy(self._desk, entry, decode(entry, flat), count)
+        self._held[entry] = copy
+        self.admit(copy)
 
     def _next_claim(self) -> float:
         return min(self._claim_at, self._dues[0]) if self._dues else self._claim_at
+
+    def _patience(self) -> int:
+        """Return the milliseconds that a fetch may wait."""
+        return math.ceil(1_000 * min(POLL, self.member.lease / 4, max(self._next_claim() - monotonic(), 0.001)))
+
+    async def _tidy(self, session: Session) -> None:
+        """Trim what every group has settled, and forget consumers that died; a server that forbids it is let be."""
+        self._tidy_at = monotonic() + TIDY_EVERY
+        [reply] = await session.ask([("EVAL", TIDY, 1, self.stream, FORGET_AFTER, int(self._trim))])
+        if (why := refusal(reply)) is not None:
+            self._tidy_at = math.inf
+            log.warning("%s is not trimmed from here: %s", self.stream, why)
 
     async def _run(self, session: Session, *command: str | bytes | int) -> Any:
         [reply] = await session.ask([command], POLL)
         if (why := refusal(reply)) is None:
             return reply
         if "NOTOWNER" in why:
-            raise Lost(f"another consumer owns {self.stream}@{self.group} now: this one was silent for {self.lease:g} s")
-        raise Lost(f"reading {self.stream!r} for group {self.group!r}: {why}")
+            lease = self.member.lease
+            raise Lost(
+                f"group {self.member.group!r} of {self.stream!r} has another owner: this one hung for {lease:g} s"
+            )
+        raise Lost(f"reading {self.stream!r} for group {self.member.group!r}: {why}")
 
-    async def settle(self, copy: Copy, after: float | None) -> None:
-        """Acknowledge a delivery, or let it lapse in ``after`` seconds, together with all others of this turn."""
-        if after is None:
-            await self._settle(copy, -1, 0)
-        elif after == 0:
-            await self._settle(copy, self._milliseconds, copy.count - 1)
-        else:
-            await self._settle(copy, max(self._milliseconds - math.ceil(after * 1_000), 0), copy.count, after)
-
-    async def _settle(self, copy: Copy, idle: int, count: int, after: float = 0.0) -> None:
-        told = self._add(copy, idle, count)
-        told.add_done_callback(lambda told: self._settled(copy, told, None if idle < 0 else after))
-        self._judge(copy, await told)
-
-    def _settled(self, copy: Copy, told: "asyncio.Future[bool]", after: float | None) -> None:
-        """Note what became of a delivery, whether or not its handler still waits to know."""
-        kept = not told.cancelled() and told.exception() is None and told.result()
-        if after is not None and (kept or told.cancelled()):
+    def release(self, copy: Copy, after: float | None) -> None:
+        """Let another in for one that is settled; it may come again in ``after`` seconds."""
+        if after is not None:
             heappush(self._dues, monotonic() + after)
             if self._ordered:
                 self._away.add(copy.entry)
-        self.release(copy)
-
-    async def keep(self, copy: Copy) -> None:
-        """Let the lease of a delivery begin again."""
-        self._judge(copy, await self._add(copy, 0, copy.count))
-
-    async def bury(self, copy: Copy, reason: str) -> None:
-        """Copy a delivery to the group's dead with its reason, and acknowledge it, in one step."""
-        command = (
-            "EVAL", REJECT, 2, self.stream, self.dead, self.group, self.name, copy.entry, copy.count,
-            "reason", reason, "attempt", copy.attempt,
-        )  # fmt: skip
-        self._check()
-        try:
-            job = self.line.put(lambda: [command])
-            job.future.add_done_callback(lambda _: self.release(copy))
-            [reply] = await job.future
-        except Lost as error:
-            raise SettleError(str(error)) from error
-        if (why := refusal(reply)) is not None:
-            raise SettleError(f"message {copy.wire.id} cannot be kept in {self.dead!r}: {why}")
-        self._judge(copy, bool(reply))
-
-    def _add(self, copy: Copy, idle: int, count: int) -> "asyncio.Future[bool]":
-        self._check()
-        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        try:
-            if self.batch is None:
-                self.batch = Batch(self)
-        except Lost as error:
-            raise SettleError(str(error)) from error
-        self.batch.copies.append((copy, idle, count, told))
-        return told
-
-    def _check(self) -> None:
-        if self.left:
-            raise SettleError("the subscription was left, so the message went back")
-
-    def _judge(self, copy: Copy, kept: bool) -> None:
-        if not kept:
-            raise SettleError(f"the lease of message {copy.wire.id} is over: another consumer may have it")
+        if self._held.get(copy.entry) is copy:
+            del self._held[copy.entry]
+        self.settled()
 
     def farewell(self) -> None:
         """Hand back what nobody received, let the next own the group, and be forgotten if nothing is left."""
-        back: list[str | bytes | int] = []
-        for copy in self.take_unreceived():
-            back += (copy.entry, copy.count - 1)
-        what = (2, self.stream, self.owner, self.group, self.name, self._milliseconds, *back)
-        try:
-            job = self.line.put(lambda: [("EVAL", LEAVE, *what)], last=True)
-        except Lost:
-            return  # the line is gone: the lease will bring everything back
-        job.future.add_done_callback(lambda future: future.cancelled() or future.exception())
+        member = self.member
+        back = [copy.entry for copy in self.buffer if isinstance(copy, Copy)]
+        self.buffer.clear()
+        command: Command = (
+            "EVAL", LEAVE, 2, self.stream, member.owner, member.group, member.consumer, member.milliseconds, *back,
+        )  # fmt: skip
+        self._desk.line.leave([command])

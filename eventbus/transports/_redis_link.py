@@ -5,7 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from eventbus._extras import require
@@ -132,9 +132,7 @@ class Session:
         read, replies = self._connection.read_response, list[Any]()
         try:
             async with asyncio.timeout(at.timeout + wait):
-                await self._connection.send_packed_command(
-                    self._connection.pack_commands(commands), check_health=False
-                )
+                await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
                 for _ in commands:
                     try:
                         replies.append(await read(disable_decoding=True))
@@ -177,15 +175,6 @@ class Job:
     weight: int
     future: "asyncio.Future[list[Any]]"
 
-    def end(self, outcome: "list[Any] | TransportError") -> None:
-        """Tell the caller, if it still waits."""
-        if self.future.done():
-            return
-        if isinstance(outcome, TransportError):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)
-
 
 class Line:
     """Share one connection: what its callers want within one turn of the event loop goes out in one write."""
@@ -194,28 +183,37 @@ class Line:
         self.address = address
         self.writes = 0
         """Writes so far."""
+        self.error: str | None = None
+        """Why it is lost."""
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._jobs: deque[Job] = deque()
         self._flying: list[Job] = []
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._error: str | None = None
         self._closing = False
 
-    def put(self, commands: Callable[[], Sequence[Command]], weight: int = 0, *, last: bool = False) -> Job:
-        """Queue a job; ``last`` ones are taken also while the line closes. Raises ``Lost``."""
-        if self._error is not None or (self._closing and not last):
-            raise Lost(self._error or f"the transport to {self.address} was closed")
+    def put(self, commands: Callable[[], Sequence[Command]], weight: int = 0) -> "asyncio.Future[list[Any]]":
+        """Return where the answers to some commands will be; ``weight`` is their size in bytes. Raises ``Lost``."""
+        if self.error is not None or self._closing:
+            raise Lost(self.error or f"the transport to {self.address} was closed")
+        return self._add(commands, weight)
+
+    async def call(self, commands: Sequence[Command], weight: int = 0) -> list[Any]:
+        """Return the answers to some commands. Raises ``Lost``."""
+        return await self.put(lambda: commands, weight)
+
+    def leave(self, commands: Sequence[Command]) -> None:
+        """Send last words, also while the line closes; nobody waits for the answers."""
+        if self.error is None:
+            self._add(lambda: commands, 0).add_done_callback(lambda future: future.exception())
+
+    def _add(self, commands: Callable[[], Sequence[Command]], weight: int) -> "asyncio.Future[list[Any]]":
         job = Job(commands, weight, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._idle.clear()
         self._news.set()
-        return job
-
-    async def call(self, commands: Sequence[Command], weight: int = 0) -> list[Any]:
-        """Return the answers to some commands. Raises ``Lost``."""
-        return await self.put(lambda: commands, weight).future
+        return job.future
 
     async def run(self) -> None:
         """Open the connection and serve all callers, until it is lost or the task is cancelled."""
@@ -225,8 +223,7 @@ class Line:
             if not self.opened.done():
                 self.opened.set_result(None)
             while True:
-                await self._news.wait()
-                self._news.clear()
+                await self._wait(session)
                 while self._jobs:
                     await self._flush(session)
                 self._idle.set()
@@ -238,40 +235,51 @@ class Line:
             log.exception("the line to %s failed", self.address)
             why = f"the line to {self.address} failed: {error}"
         finally:
-            self.lose(why)
+            self._lose(why)
             await session.close()
 
     async def settle(self) -> None:
-        """Take no more in but ``last`` jobs, and return when nothing is left to do."""
+        """Take nothing more in but last words, and return when nothing is left to do."""
         self._closing = True
         await self._idle.wait()
 
-    def lose(self, why: str) -> None:
+    async def _wait(self, session: Session) -> None:
+        """Wait for work; in a long silence, find out whether the server is still there."""
+        while not self._news.is_set():
+            try:
+                async with asyncio.timeout(self.address.timeout):
+                    await self._news.wait()
+            except TimeoutError:
+                await session.ask([("PING",)])
+        self._news.clear()
+
+    def _lose(self, why: str) -> None:
         """Fail every waiter with ``Lost``, now and from now on."""
-        self._error = self._error or why
+        self.error = why
         jobs = [*self._flying, *self._jobs]
         self._flying, self._jobs = [], deque()
         for job in jobs:
-            job.end(Lost(self._error))
+            if not job.future.done():
+                job.future.set_exception(Lost(why))
         if not self.opened.done():
-            self.opened.set_exception(Lost(self._error))
+            self.opened.set_exception(Lost(why))
             self.opened.exception()  # nobody may wait for it any more
         self._idle.set()
 
     async def _flush(self, session: Session) -> None:
         commands: list[Command] = []
-        sizes: list[int] = []
+        ends: list[int] = []
         for job in self._due():
-            wanted = job.commands()
-            commands += wanted
-            sizes.append(len(wanted))
+            commands += job.commands()
+            ends.append(len(commands))
         replies = await session.ask(commands)
         self.writes += 1
         jobs, self._flying = self._flying, []
         start = 0
-        for job, size in zip(jobs, sizes, strict=True):
-            job.end(replies[start : start + size])
-            start += size
+        for job, end in zip(jobs, ends, strict=True):
+            if not job.future.done():
+                job.future.set_result(replies[start:end])
+            start = end
 
     def _due(self) -> Iterator[Job]:
         """Yield the jobs of one write, at least one."""
@@ -281,11 +289,3 @@ class Line:
             self._flying.append(job)
             weight += job.weight
             yield job
-
-
-def texts(value: object) -> dict[str, str]:
-    """Return what is a dictionary of texts; of anything else, nothing."""
-    if not isinstance(value, dict):
-        return {}
-    pairs = cast("dict[object, object]", value)
-    return {key: text for key, text in pairs.items() if isinstance(key, str) and isinstance(text, str)}

@@ -4,34 +4,35 @@ __all__ = ("CLAIM", "LEAVE", "OWN", "REJECT", "SETTLE", "TAKE", "TIDY")
 
 SETTLE = """
 local results = {}
-for i = 3, #ARGV, 4 do
-  local id, idle, mine = ARGV[i], tonumber(ARGV[i + 2]), 0
+for i = 3, #ARGV, 3 do
+  local id, idle, mine = ARGV[i], tonumber(ARGV[i + 1]), 0
   local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], id, id, 1)
-  if held[1] and held[1][2] == ARGV[2] and held[1][4] == tonumber(ARGV[i + 1]) then
+  if held[1] and held[1][2] == ARGV[2] then
     mine = 1
     if idle < 0 then
       redis.call('XACK', KEYS[1], ARGV[1], id)
     else
-      redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', idle, 'RETRYCOUNT', ARGV[i + 3], 'JUSTID')
+      local times = held[1][4] - ARGV[i + 2]
+      redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', idle, 'RETRYCOUNT', times, 'JUSTID')
     end
   end
   results[#results + 1] = mine
 end
 return results
 """
-"""stream | group consumer (id count idle count-from-now)... -> 1 for each that is still ours; idle < 0 acknowledges."""
+"""stream | group consumer (id idle uncounted)... -> 1 for each that is still ours; idle < 0 acknowledges."""
 
 REJECT = """
 local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
-if not (held[1] and held[1][2] == ARGV[2] and held[1][4] == tonumber(ARGV[4])) then return 0 end
+if not (held[1] and held[1][2] == ARGV[2]) then return 0 end
 local found = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])
 local fields = found[1] and found[1][2] or {}
-for i = 5, #ARGV do fields[#fields + 1] = ARGV[i] end
+for i = 4, #ARGV do fields[#fields + 1] = ARGV[i] end
 redis.call('XADD', KEYS[2], '*', unpack(fields))
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 return 1
 """
-"""stream dead-stream | group consumer id count field value... -> 1 if it was ours; copied first, then acknowledged."""
+"""stream dead-stream | group consumer id (field value)... -> 1 if it was ours; copied first, then acknowledged."""
 
 CLAIM = """
 if KEYS[2] then
@@ -52,10 +53,17 @@ return {got[1], entries, counts, got[3] or {}}
 """stream [owner] | group consumer min-idle cursor count [lease] -> cursor, entries, their counts, ids that are gone."""
 
 OWN = """
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
-return 0
+for _, raw in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local group = {}
+  for i = 1, #raw, 2 do group[raw[i]] = raw[i + 1] end
+  if group['name'] == ARGV[1] then
+    if redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then return group['last-delivered-id'] end
+    return false
+  end
+end
+return redis.error_reply('NOGROUP the group is gone')
 """
-"""owner | consumer lease -> 1 if the group is ours now."""
+"""stream owner | group consumer lease -> the newest entry that the group has had, if the group is ours now."""
 
 TAKE = """
 if redis.call('GET', KEYS[2]) ~= ARGV[2] then return redis.error_reply('NOTOWNER') end
@@ -66,10 +74,11 @@ return redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[4], 'ST
 """stream owner | group consumer lease count -> what nobody had yet, while the group is ours."""
 
 LEAVE = """
-for i = 4, #ARGV, 2 do
+for i = 4, #ARGV do
   local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
   if held[1] and held[1][2] == ARGV[2] then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'IDLE', ARGV[3], 'RETRYCOUNT', ARGV[i + 1], 'JUSTID')
+    local times = held[1][4] - 1
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'IDLE', ARGV[3], 'RETRYCOUNT', times, 'JUSTID')
   end
 end
 if redis.call('GET', KEYS[2]) == ARGV[2] then redis.call('DEL', KEYS[2]) end
@@ -77,7 +86,7 @@ local left = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
 if not left.err and #left == 0 then redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end
 return 1
 """
-"""stream owner | group consumer lease (id count)... ; hands these back, and forgets a consumer that has nothing."""
+"""stream owner | group consumer lease id... ; hands these back, and forgets a consumer that has nothing."""
 
 TIDY = """
 local function parts(id)
@@ -103,4 +112,4 @@ end
 if ARGV[2] == '1' and lowest then return redis.call('XTRIM', KEYS[1], 'MINID', '~', lowest) end
 return 0
 """
-"""stream | idle trim -> how many were removed that every group has settled; forgets consumers that died with nothing."""
+"""stream | idle trim -> how many were removed that every group has settled; forgets consumers long silent."""

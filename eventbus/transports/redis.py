@@ -16,10 +16,11 @@ from eventbus.clock import new_id
 from eventbus.errors import Lost, PublishError, Refused, TransportError
 from eventbus.limits import Limits
 from eventbus.transport import Capabilities, Subscription, Wire
-from eventbus.transports._redis_group import GroupReader
+from eventbus.transports._redis_entry import encode, frame
+from eventbus.transports._redis_group import GroupReader, Membership
 from eventbus.transports._redis_link import Command, client, read_url, refusal
-from eventbus.transports._redis_pubsub import Ear, frame
-from eventbus.transports._redis_reader import Hub, Listener, encode
+from eventbus.transports._redis_listen import ChannelListener, StreamListener
+from eventbus.transports._redis_reader import Hub
 
 __all__ = ("RedisPubSubTransport", "RedisTransport")
 
@@ -76,8 +77,11 @@ class RedisTransport:
         commands: list[Command] = [("XGROUP", "CREATE", stream, group, "0", "MKSTREAM") for group in groups]
         for group, reply in zip(groups, await self._hub.line.call(commands), strict=True):
             why = refusal(reply)
-            if why is not None and "BUSYGROUP" not in why:
-                raise TransportError(f"declaring group {group!r} of stream {stream!r} at {self.address}: {why}")
+            if why is None or "BUSYGROUP" in why:
+                continue
+            lasting = "WRONGTYPE" in why or "permission" in why
+            kind = TransportError if lasting else Lost
+            raise kind(f"declaring group {group!r} of stream {stream!r} at {self.address}: {why}")
 
     async def publish(self, topic: str, wires: Sequence[Wire]) -> None:
         """Return when the server has all wires. Raises ``PublishError``."""
@@ -101,13 +105,12 @@ class RedisTransport:
             raise ValueError(f"subscribe(prefetch=...) takes a whole number from 1, not {prefetch!r}")
         stream, line = self._prefix + topic, self._hub.line
         if group is None:
-            reader = Listener(self.address, stream, prefetch)
-        else:
-            await self.declare(topic, (group,))
-            reader = GroupReader(
-                line, stream, group, f"{self._process}.{next(self._numbers)}",
-                prefetch=prefetch, lease=lease, ordered=ordered, trim=self._trim,
-            )  # fmt: skip
+            async with self._hub.reading(StreamListener(self.address, stream, prefetch)) as listener:
+                yield listener
+            return
+        await self.declare(topic, (group,))
+        member = Membership(stream, group, f"{self._process}.{next(self._numbers)}", lease)
+        reader = GroupReader(line, member, prefetch=prefetch, ordered=ordered, trim=self._trim)
         async with self._hub.reading(reader) as subscription:
             yield subscription
 
@@ -174,7 +177,7 @@ class RedisPubSubTransport:
             self._refuse(topic, group)
         if ordered:
             raise TransportError(f"subscribing to {topic!r}: Redis Pub/Sub keeps no order; use redis:// (Streams)")
-        async with self._hub.reading(Ear(self.address, self._prefix + topic, self._most)) as subscription:
+        async with self._hub.reading(ChannelListener(self.address, self._prefix + topic, self._most)) as subscription:
             yield subscription
 
     def _refuse(self, topic: str, *groups: str) -> None:
