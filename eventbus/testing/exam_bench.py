@@ -92,8 +92,8 @@ class Desk:
     def subscribe(
         self, group: str | None = "a", *, prefetch: int = 100, ordered: bool = False
     ) -> AbstractAsyncContextManager[Subscription]:
-        """Subscribe to the topic."""
-        lease = self.bench.lease
+        """Subscribe to the topic; where there are no groups, as a listener."""
+        lease, group = self.bench.lease, group if self.transport.capabilities.groups else None
         return self.transport.subscribe(self.topic, group=group, prefetch=prefetch, lease=lease, ordered=ordered)
 
     async def take(self, subscription: Subscription, count: int, *, within: float | None = None) -> list[Delivery]:
@@ -135,6 +135,7 @@ async def opened(bench: Bench, *groups: str) -> AsyncGenerator[Desk]:
     """Open a transport and declare a new topic with groups, twice at once and once more, as processes do."""
     async with bench.make() as transport:
         desk = Desk(bench, transport, f"exam.{new_id()}")
+        groups = groups if transport.capabilities.groups else ()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(transport.declare, desk.topic, groups)
             tasks.start_soon(transport.declare, desk.topic, groups)

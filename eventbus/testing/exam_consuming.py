@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 
 import anyio
 
-from eventbus.testing.exam_bench import Bench, Check, always, letters, opened, require, until
+from eventbus.testing.exam_bench import Bench, Check, Desk, always, letters, opened, require, until
 
 __all__ = ("CHECKS",)
 
@@ -83,10 +83,7 @@ async def topics(bench: Bench) -> None:
     async with opened(bench, "a") as desk, AsyncExitStack() as stack:
         sent = {f"{desk.topic}{end}": letters(1) for end in (".b", "_b", ".b.c", "-b")}
         subscriptions = {
-            topic: await stack.enter_async_context(
-                desk.transport.subscribe(topic, group="a", prefetch=10, lease=bench.lease)
-            )
-            for topic in sent
+            topic: await stack.enter_async_context(Desk(bench, desk.transport, topic).subscribe()) for topic in sent
         }
         for topic, wires in sent.items():
             await desk.transport.publish(topic, wires)

@@ -6,8 +6,9 @@ import anyio
 from anyio import current_time
 
 from eventbus.clock import new_id
-from eventbus.testing.exam_bench import Bench, Check, Desk, always, letters, opened, require
-from eventbus.transport import Capabilities, Wire
+from eventbus.errors import SettleError
+from eventbus.testing.exam_bench import Bench, Check, Desk, always, letters, opened, require, until
+from eventbus.transport import Capabilities, Delivery, Subscription, Wire
 
 __all__ = ("CHECKS",)
 
@@ -91,9 +92,10 @@ async def attempts(bench: Bench) -> None:
     """Count deliveries from 1, or say 0 always."""
     async with opened(bench, "a") as desk:
         counts, promises = [1, 2, 3], desk.transport.capabilities
-        await desk.publish(letters(1))
         for count in counts if promises.returns != "none" else counts[:1]:
             async with desk.subscribe() as subscription:
+                if count == 1:
+                    await desk.publish(letters(1))
                 [delivery] = await desk.take(subscription, 1, within=bench.patience + bench.lease)
                 expected = count if promises.attempts else 0
                 require(delivery.attempt == expected, f"delivery {count} says it is attempt {delivery.attempt}")
@@ -169,6 +171,52 @@ async def rejected(bench: Bench) -> None:
             await desk.clear(subscription, 2)
 
 
+async def extended(bench: Bench) -> None:
+    """Keep what is extended from everybody else, for three leases."""
+    async with opened(bench, "a") as desk, desk.subscribe() as first, desk.subscribe() as second:
+        await desk.publish(letters(1))
+        got: list[tuple[Delivery, Subscription]] = []
+
+        async def receive(one: Subscription) -> None:
+            got.append((await one.receive(), one))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive, first)
+            tasks.start_soon(receive, second)
+            await until(lambda: bool(got), bench.patience, "nothing arrived")
+            for _ in range(9):
+                await anyio.sleep(bench.lease / 3)
+                await got[0][0].extend()
+                require(len(got) == 1, "another consumer got it, though it had been extended in time")
+            await got[0][0].ack()
+            tasks.cancel_scope.cancel()
+        await anyio.sleep(bench.lease)
+        for subscription in (first, second):
+            await desk.silence(subscription, "it was acked")
+
+
+async def lapsed(bench: Bench) -> None:
+    """Raise SettleError for a verb that comes after the lease, and leave the new owner alone."""
+    async with opened(bench, "a") as desk, desk.subscribe() as first:
+        await desk.publish(letters(4))
+        held = await desk.take(first, 4)
+        await first.stop()
+        async with desk.subscribe() as second:
+            again = {one.wire.id: one for one in await desk.take(second, 4, within=bench.lease + 2.0)}
+            verbs = (held[0].ack, lambda: held[1].retry(0), lambda: held[2].reject("late"), held[3].extend)
+            for verb in verbs:
+                try:
+                    await verb()
+                except SettleError:
+                    continue
+                raise AssertionError("a verb of the old owner was obeyed")
+            for one in again.values():
+                await one.ack()
+            await desk.silence(second, "all was settled by the new owner")
+            if bench.dead is not None:
+                require(not await bench.dead(desk.transport, desk.topic, "a"), "the old owner made it dead")
+
+
 async def second_verb(bench: Bench) -> None:
     """Obey the first settling verb and ignore later ones."""
     async with opened(bench, "a") as desk, desk.subscribe() as subscription:
@@ -198,6 +246,8 @@ CHECKS = (
     Check(29, lambda capabilities: can_postpone(capabilities) and capabilities.groups, others),
     Check(30, can_postpone, unchanged),
     Check(32, lambda capabilities: capabilities.dead and capabilities.groups, rejected),
+    Check(34, lambda capabilities: capabilities.returns == "lease", extended),
+    Check(35, lambda capabilities: capabilities.returns == "lease", lapsed),
     Check(36, can_settle, second_verb),
     Check(41, brings_back, leaving),
 )

@@ -34,7 +34,8 @@ async def test_exam(check: Check) -> None:
 
 
 def test_nothing_of_the_exam_is_left_out() -> None:
-    assert checks_for(MemoryTransport().capabilities) == [*CHECKS]
+    left_out = {*CHECKS} - {*checks_for(MemoryTransport().capabilities)}
+    assert {check.number for check in left_out} == {34, 35}, "those of a lease"
     assert isinstance(connect("memory://"), Transport)
 
 
