@@ -303,14 +303,14 @@ def _promise_faults(wiring: Wiring, one: Known, subject: Subject) -> Iterator[st
     promises = transport.capabilities
     if options.ordered and promises.order == "none":
         yield f"{where}, which keeps no order, and it is ordered=True: route it to another transport"
+    if not promises.groups:
+        yield f"{where}, which has no consumer groups, so that nothing waits for it there: route it to another transport"
     if wiring.store is not None and source != MEMORY:
         return
     if options.on_dead == "block":
         yield f'{where}, which cannot keep on_dead="block": that needs a store'
     if source == MEMORY:
         return
-    if not promises.groups:
-        yield f"{where}, which has no consumer groups: route it to another transport, or give the bus a store"
     if not promises.attempts:
         yield f"{where}, which counts no attempts, so a message that kills its process would come for ever: use a store"
 

@@ -283,11 +283,10 @@ def test_order_that_cannot_be_kept(store: str | None) -> None:
 @pytest.mark.parametrize(
     ("capabilities", "options", "sentence"),
     [
-        ({"groups": False}, {}, "has no consumer groups: route it to another transport, or give the bus a store"),
         ({"attempts": False}, {}, "counts no attempts, so a message that kills its process would come for ever"),
         ({}, {"on_dead": "block"}, 'cannot keep on_dead="block": that needs a store'),
     ],
-    ids=["groups", "attempts", "block"],
+    ids=["attempts", "block"],
 )
 def test_promises_of_a_broker_alone(capabilities: dict[str, Any], options: dict[str, Any], sentence: str) -> None:
     """What a broker cannot keep by itself is a fault, and none once a store keeps it."""
@@ -297,6 +296,14 @@ def test_promises_of_a_broker_alone(capabilities: dict[str, Any], options: dict[
     assert fault.startswith(f"handler shop.paid takes 'shop.paid' from 'events', which {sentence}")
     with_store = {**arguments, "transports": {"events": broker(**capabilities)}, "store": "sqlite:///shop.db"}
     assert faults(wiring, **with_store) == ()
+
+
+@pytest.mark.parametrize("store", [{}, {"store": "sqlite:///shop.db"}], ids=["alone", "with store"])
+def test_a_broker_without_groups(store: dict[str, Any]) -> None:
+    """Nobody can take a message from a transport that only broadcasts, not into a store either."""
+    arguments: dict[str, Any] = {"routes": {Paid: "events"}, "name": "shop", **store}
+    (fault,) = faults(module((Paid, take)), transports={"events": broker(groups=False)}, **arguments)
+    assert "'events', which has no consumer groups" in fault
 
 
 def test_promises_of_further_transports() -> None:
