@@ -177,7 +177,7 @@ class Hub:
         try:
             await line.run()
         finally:
-            for reader in self._readers:
+            for reader in list(self._readers):
                 reader.lose(line.error or f"the transport to {self.address} was closed")
 
     async def close(self) -> None:
@@ -186,7 +186,7 @@ class Hub:
         if tasks is None or line is None:
             return
         self._tasks = self._line = None
-        readers, self._readers = self._readers, {}
+        readers = list(self._readers)
         for reader in readers:
             reader.leave(f"the transport to {self.address} was closed")
         try:
@@ -204,10 +204,16 @@ class Hub:
         if self._tasks is None:
             raise Lost(f"the transport to {self.address} is not open")
         self._readers[reader] = None
-        self._tasks.start_soon(reader.run, name=f"eventbus reader of {reader.stream}")
+        self._tasks.start_soon(self._read, reader, name=f"eventbus reader of {reader.stream}")
         try:
             await asyncio.shield(reader.opened)
             yield reader
         finally:
-            self._readers.pop(reader, None)
             reader.leave("the subscription was left")
+
+    async def _read(self, reader: Reader) -> None:
+        """Run a reader, and know it until it has ended: closing waits for its last words."""
+        try:
+            await reader.run()
+        finally:
+            self._readers.pop(reader, None)

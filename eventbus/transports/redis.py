@@ -62,6 +62,11 @@ class RedisTransport:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.address)!r})"
 
+    @property
+    def writes(self) -> int:
+        """Return how many times the open line has written: what a turn of the event loop brings is one write."""
+        return self._hub.line.writes
+
     async def __aenter__(self) -> Self:
         """Make the first contact. Raises ``Lost``, and ``TransportError`` if the server does not let us in."""
         await self._hub.open()
