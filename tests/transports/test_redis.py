@@ -641,11 +641,11 @@ async def test_a_server_that_forbids_tidying_is_let_be(
     """Without the right to look at groups nothing is trimmed, which the log says once, and consuming goes on."""
     monkeypatch.setattr(_redis_group, "TIDY_EVERY", 0.0)
     await client.execute_command("ACL", "SETUSER", "ann", "reset", "on", ">x", "~*", "+@all", "-xinfo")
-    async with RedisTransport(valkey.url.replace("redis://", "redis://ann:x@")) as transport:
-        async with group(transport, topic) as subscription:
-            for name in ("1", "2"):
-                await transport.publish(topic, wires(name))
-                assert ids(await take(subscription)) == [name]
+    transport = RedisTransport(valkey.url.replace("redis://", "redis://ann:x@"))
+    async with transport, group(transport, topic) as subscription:
+        for name in ("1", "2"):
+            await transport.publish(topic, wires(name))
+            assert ids(await take(subscription)) == [name]
     assert caplog.text.count("is not trimmed from here") == 1
 
 
