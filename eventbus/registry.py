@@ -304,7 +304,7 @@ def _promise_faults(wiring: Wiring, one: Known, subject: Subject) -> Iterator[st
     if options.ordered and promises.order == "none":
         yield f"{where}, which keeps no order, and it is ordered=True: route it to another transport"
     if not promises.groups:
-        yield f"{where}, which has no consumer groups, so that nothing waits for it there: route it to another transport"
+        yield f"{where}, which has no consumer groups: route it to another transport"
     if wiring.store is not None and source != MEMORY:
         return
     if options.on_dead == "block":
