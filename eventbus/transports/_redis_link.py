@@ -97,6 +97,7 @@ class Session:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._redis = client()
+        self._pack = require("hiredis", extra="redis", what="eventbus.transports.redis").pack_command
         self._connection: Any = None
 
     async def open(self) -> None:
@@ -132,7 +133,8 @@ class Session:
         read, replies = self._connection.read_response, list[Any]()
         try:
             async with asyncio.timeout(at.timeout + wait):
-                await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+                packed = b"".join(map(self._pack, commands))  # the client's own packing takes ten times as long
+                await self._connection.send_packed_command(packed, check_health=False)
                 for _ in commands:
                     try:
                         replies.append(await read(disable_decoding=True))
