@@ -63,7 +63,7 @@ def a_database(kind: str, request: pytest.FixtureRequest, directory: Path) -> It
     if driver == "aiosqlite":
         yield Database(kind, f"sqlite+aiosqlite:///{directory / 'test.db'}")
         return
-    base = make_url(request.getfixturevalue("mariadb" if driver == "asyncmy" else "postgres"))
+    base = make_url(request.getfixturevalue("mariadb" if driver == "asyncmy" else "postgres").url)
     name = f"eventbus_{uuid4().hex[:12]}"
     server = Database(kind, base.render_as_string(hide_password=False))
     server.run(f"CREATE DATABASE {name}")

@@ -368,6 +368,7 @@ async def test_handlers_and_their_dependencies(engine: Any) -> None:
         await t.advance(60)
         assert [2, 2] == attempts
         assert [2, 200] == await shop.numbers()
+        assert len(t.failed("shop.on_placed")) == 1
         assert not t.dead
 
 

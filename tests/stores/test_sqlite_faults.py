@@ -355,9 +355,10 @@ async def test_read_only(store: SQLiteStore) -> None:
 
 
 READ_ONLY = """
-import os, sys, anyio
+import os, sys, anyio, anyio.lowlevel
 from eventbus.errors import StoreError
 from eventbus.stores.sqlite import SQLiteStore
+anyio.run(anyio.lowlevel.checkpoint)  # imports all it needs while it may
 if os.getuid() == 0:
     os.setuid(65534)
 async def main():
