@@ -8,6 +8,8 @@ from heapq import heappop, heappush
 from time import monotonic
 from typing import Any
 
+import anyio
+
 from eventbus.errors import Lost, SettleError
 from eventbus.transport import Wire
 from eventbus.transports._redis_entry import decode
@@ -265,17 +267,36 @@ class GroupReader(Reader):
 
     async def _read_as_owner(self, session: Session, room: int, count: int) -> None:
         """Take in one step with the proof that the group is still ours, and wait for news without taking it."""
-        member = self.member
-        found = await self._run(
-            session, "EVAL", TAKE, 2, self.stream, member.owner, member.group, member.consumer, member.milliseconds,
-            max(count, 0),
-        )  # fmt: skip
+        found = await self._take(session, max(count, 0))
         if found:
             self._take_in_all(found)
         elif count > 0:
             await self._run(session, "XREAD", "COUNT", 1, "BLOCK", self._patience(), "STREAMS", self.stream, self._last)
         else:
-            await self.room(self._patience() / 1_000 if room > 0 else member.lease / 4)
+            await self.room(self._patience() / 1_000 if room > 0 else self.member.lease / 4)
+
+    async def _take(self, session: Session, count: int) -> Any:
+        """Return so many new entries; in any case the group is ours for another lease."""
+        member = self.member
+        return await self._run(
+            session,
+            "EVAL",
+            TAKE,
+            2,
+            self.stream,
+            member.owner,
+            member.group,
+            member.consumer,
+            member.milliseconds,
+            count,
+        )
+
+    async def linger(self, session: Session) -> None:
+        """Stay the owner while what was taken is still being handled."""
+        while self._ordered and self._owner and not self.over.is_set():
+            await self._take(session, 0)
+            with anyio.move_on_after(self.member.lease / 4):
+                await self.over.wait()
 
     def _take_in_all(self, found: Any) -> None:
         for entry, flat in found[0][1] if found else ():

@@ -38,6 +38,8 @@ class Reader:
         self.buffer: deque[Delivery] = deque()
         """What nobody has received yet."""
         self.stopping = False
+        self.over = asyncio.Event()
+        """Set when it was left or lost."""
         self._news = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -62,6 +64,7 @@ class Reader:
         """Let receivers raise ``Lost``; whoever fetches comes back within a poll and hands back what is unreceived."""
         self.error = self.error or why
         self.stopping = True
+        self.over.set()
         self.settled()
         self._wake()
 
@@ -84,6 +87,9 @@ class Reader:
                 self.opened.set_result(None)
             while not self.stopping:
                 await self.step(session)
+            self.ended.set()
+            self._wake()
+            await self.linger(session)
             why = ""
         except TransportError as error:
             why = str(error)
@@ -111,6 +117,9 @@ class Reader:
         """Fetch once, or wait until there is room."""
         raise NotImplementedError
 
+    async def linger(self, session: Session) -> None:
+        """Do what must go on behind ``stop()``, until it is over."""
+
     def farewell(self) -> None:
         """Give back what nobody will handle here; perhaps again later."""
 
@@ -126,13 +135,9 @@ class Reader:
     async def room(self, seconds: float | None) -> None:
         """Wait until something was settled, or the end comes, or time is over."""
         self._room.clear()
-        if self.stopping:
-            return
-        try:
-            async with asyncio.timeout(seconds):
+        if not self.stopping:
+            with anyio.move_on_after(seconds):
                 await self._room.wait()
-        except TimeoutError:
-            return
 
     def _wake(self) -> None:
         self._news.set()

@@ -378,6 +378,24 @@ async def test_a_frozen_link_is_lost(valkey: Server, topic: str) -> None:
                 await until(lambda: _is_lost(channels, topic))
 
 
+async def test_a_frozen_listener_is_lost_by_itself(valkey: Server, topic: str) -> None:
+    """When only its own connection carries nothing any more a listener learns it, though nothing was to come."""
+    async with Proxy(valkey.port).running() as proxy:
+        channels = RedisPubSubTransport(f"redis+pubsub://127.0.0.1:{proxy.port}/0?timeout=0.5")
+        async with channels:
+            proxy.inject(Fault(does="black-hole", at=b"subscribe\r\n", by="server", passed=True, times=1))
+            with pytest.raises(Lost, match="did not answer"):
+                async with channels.subscribe(topic, group=None, prefetch=1, lease=1.0) as listener:
+                    await take(listener)
+            assert not await _is_lost(channels, topic)
+            async with channels.subscribe(topic, group=None, prefetch=1, lease=1.0) as listener:
+                await quiet(listener)
+                await quiet(listener)
+                await quiet(listener)
+                await channels.publish(topic, wires("1"))
+                assert ids(await take(listener)) == ["1"]
+
+
 async def _is_lost(transport: Transport, topic: str) -> bool:
     try:
         await transport.declare(topic, [])
@@ -500,6 +518,18 @@ async def test_a_message_whose_dead_copy_fails_is_not_lost(valkey: Server, clien
     assert fields == {b"id": b"1", b"body": b"{}", b"reason": b"bad", b"attempt": b"2"}
 
 
+async def test_only_what_was_tried_is_counted(valkey: Server, topic: str) -> None:
+    """Handing back counts no attempt, a retry does, however short."""
+    async with RedisTransport(valkey.url) as transport, group(transport, topic) as subscription:
+        await transport.publish(topic, wires("1"))
+        counts: list[int] = []
+        for after in (0, 0, 0.001, 0, 0.1, None):
+            [delivery] = await take(subscription)
+            counts.append(delivery.attempt)
+            await (delivery.ack() if after is None else delivery.retry(after))
+        assert counts == [1, 1, 1, 2, 2, 3]
+
+
 async def test_a_subscription_that_was_left_settles_nothing(valkey: Server, topic: str) -> None:
     """Behind the subscription every verb is a SettleError."""
     async with RedisTransport(valkey.url) as transport:
@@ -607,6 +637,26 @@ async def test_an_owner_keeps_the_group_while_its_handlers_work(valkey: Server, 
 
 async def _count(got: Sequence[object], count: int) -> bool:
     return len(got) >= count
+
+
+async def test_an_owner_that_stopped_keeps_the_group_until_it_leaves(valkey: Server, topic: str) -> None:
+    """Draining for longer than a lease, what is still handled is nobody else's, nor what comes after it."""
+    async with RedisTransport(valkey.url) as transport:
+        first = group(transport, topic, ordered=True, lease=0.4)
+        owner = await first.__aenter__()
+        async with group(transport, topic, ordered=True, lease=0.4) as heir:
+            await transport.publish(topic, wires("1", "2", key="k"))
+            held = await take(owner, 2)
+            await owner.stop()
+            for _ in range(3):
+                for delivery in held:
+                    await delivery.extend()
+                await quiet(heir)
+            await held[0].ack()
+            await held[1].retry(0)
+            await quiet(heir)
+            await first.__aexit__(None, None, None)
+            assert ids(await take(heir)) == ["2"]
 
 
 # keeping tidy
