@@ -81,9 +81,9 @@ def read_url(url: str, scheme: str, options: Sequence[str]) -> tuple[Address, di
     return address, found
 
 
-def client() -> Any:
-    """Return the client library. Raises ``MissingExtraError`` with the line that installs it."""
-    return require("redis.asyncio", extra="redis", what="eventbus.transports.redis")
+def client(library: str) -> Any:
+    """Return a part of the client library. Raises ``MissingExtraError`` with the line that installs it."""
+    return require(library, extra="redis", what="eventbus.transports.redis")
 
 
 def refusal(reply: object) -> str | None:
@@ -96,13 +96,14 @@ class Session:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._redis = client()
-        self._pack = require("hiredis", extra="redis", what="eventbus.transports.redis").pack_command
+        self._redis = client("redis.asyncio")
+        self._errors = client("redis.exceptions")
+        self._pack = client("hiredis").pack_command
         self._connection: Any = None
 
     async def open(self) -> None:
         """Connect and log in. Raises ``Lost``, and ``TransportError`` if the server does not let us in."""
-        at, errors = self.address, require("redis.exceptions", extra="redis", what="eventbus.transports.redis")
+        at, errors = self.address, self._errors
         secure: dict[str, Any] = {
             f"ssl_{name}": value
             for name, value in (("ca_certs", at.cafile), ("certfile", at.certfile), ("keyfile", at.keyfile))
@@ -129,7 +130,7 @@ class Session:
 
     async def ask(self, commands: Sequence[Command], wait: float = 0.0) -> list[Any]:
         """Return the answers, in which an error is an object; they may take ``wait`` seconds more. Raises ``Lost``."""
-        at, errors = self.address, require("redis.exceptions", extra="redis", what="eventbus.transports.redis")
+        at, errors = self.address, self._errors
         read, replies = self._connection.read_response, list[Any]()
         try:
             async with asyncio.timeout(at.timeout + wait):
@@ -148,7 +149,7 @@ class Session:
 
     async def listen(self, seconds: float) -> Any:
         """Return the next message that nobody asked for, or None after so many seconds. Raises ``Lost``."""
-        errors = require("redis.exceptions", extra="redis", what="eventbus.transports.redis")
+        errors = self._errors
         try:
             return await self._connection.read_response(disable_decoding=True, timeout=seconds)
         except (errors.RedisError, OSError) as error:
@@ -156,7 +157,7 @@ class Session:
 
     async def tell(self, *command: str | bytes | int) -> None:
         """Send a command whose answer comes by ``listen``. Raises ``Lost``."""
-        errors = require("redis.exceptions", extra="redis", what="eventbus.transports.redis")
+        errors = self._errors
         try:
             async with asyncio.timeout(self.address.timeout):
                 await self._connection.send_command(*command, check_health=False)

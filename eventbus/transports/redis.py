@@ -42,7 +42,8 @@ class RedisTransport:
         trim = options.get("trim", "yes")
         if trim not in ("yes", "no"):
             raise ValueError("redis://...?trim= takes yes or no")
-        client()
+        client("redis.asyncio")
+        client("hiredis")
         self._prefix = options.get("prefix", "")
         self._trim = trim == "yes"
         self._hub = Hub(self.address)
@@ -129,7 +130,8 @@ class RedisPubSubTransport:
 
     def __init__(self, url: str, *, limits: Limits | None = None) -> None:
         self.address, options = read_url(url, "redis+pubsub", ("prefix",))
-        client()
+        client("redis.asyncio")
+        client("hiredis")
         self._prefix = options.get("prefix", "")
         self._most = (limits or DEFAULTS).queue
         self._hub = Hub(self.address)

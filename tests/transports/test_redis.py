@@ -147,9 +147,10 @@ def test_a_url_says_where_and_how() -> None:
     assert isinstance(connect("redis+pubsub://h"), RedisPubSubTransport)
 
 
-def test_a_missing_library_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("library", ["redis.asyncio", "hiredis"])
+def test_a_missing_library_says_what_installs_it(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the client the error is the line that installs it."""
-    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError, match=r"pip install 'eventbus\[redis\]'"):
         connect("redis://localhost")
 
