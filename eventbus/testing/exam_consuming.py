@@ -4,6 +4,7 @@ from contextlib import AsyncExitStack
 
 import anyio
 
+from eventbus.errors import Refused
 from eventbus.testing.exam_bench import Bench, Check, Desk, always, letters, opened, require, until
 
 __all__ = ("CHECKS",)
@@ -79,9 +80,15 @@ async def broadcast(bench: Bench) -> None:
 
 
 async def topics(bench: Bench) -> None:
-    """Keep topics apart, also where their names differ in one character."""
+    """Keep topics apart, also where their names differ in one character; a broker that cannot may refuse the second."""
     async with opened(bench, "a") as desk, AsyncExitStack() as stack:
         sent = {f"{desk.topic}{end}": letters(1) for end in (".b", "_b", ".b.c", "-b")}
+        for topic in [*sent]:
+            try:
+                await desk.transport.declare(topic, ["a"])
+            except Refused:
+                del sent[topic]
+        require(len(sent) > 2, "most of the names were refused")
         subscriptions = {
             topic: await stack.enter_async_context(Desk(bench, desk.transport, topic).subscribe()) for topic in sent
         }
