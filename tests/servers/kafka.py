@@ -12,6 +12,9 @@ from pathlib import Path
 from tests.servers.server import AbsentError, Place, Recipe
 
 VERSION = "4.1.1"
+USER = "shop"
+PASSWORD = "guarded-7f3a"
+"""What the third port asks for."""
 JAVA_OPTIONS = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 CURE = (
     "no Kafka: with java (17 or newer) and mvn run python -m tests.servers.kafka once, "
@@ -42,10 +45,12 @@ PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},GUARDED://127.0.0.1:{guarded}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,GUARDED:SASL_PLAINTEXT
+listener.name.guarded.sasl.enabled.mechanisms=PLAIN
+listener.name.guarded.plain.sasl.jaas.config={plain} required user_{user}="{password}";
 inter.broker.listener.name=PLAINTEXT
 log.dirs={data}
 offsets.topic.replication.factor=1
@@ -54,6 +59,7 @@ transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=1
 group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
 """
 API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
 
@@ -77,7 +83,7 @@ def fetch() -> None:
 
 
 def recipe() -> Recipe:
-    """Return how Kafka runs: on two ports, for clients and for its controller."""
+    """Return how Kafka runs: on three ports, for clients, for its controller, and for clients that log in."""
     java = shutil.which("java")
     if java is None or not jars().is_dir():
         raise AbsentError(CURE)
@@ -86,7 +92,10 @@ def recipe() -> Recipe:
         return [java, *JAVA_OPTIONS, "-cp", f"{jars()}/*", main, *arguments]
 
     def prepare(place: Place) -> list[list[str]]:
-        text = PROPERTIES.format(port=place.port, controller=place.port + 1, data=place.directory / "data")
+        text = PROPERTIES.format(
+            port=place.port, controller=place.port + 1, guarded=place.port + 2, data=place.directory / "data",
+            plain="org.apache.kafka.common.security.plain.PlainLoginModule", user=USER, password=PASSWORD,
+        )  # fmt: skip
         (place.directory / "server.properties").write_text(text)
         cluster = ["-t", "ZXZlbnRidXMtdGVzdHMwMQ", "-c", "server.properties"]
         return [run("kafka.tools.StorageTool", "format", *cluster)]
@@ -98,7 +107,7 @@ def recipe() -> Recipe:
         command=lambda place: run("kafka.Kafka", "server.properties"),
         hello=API_VERSIONS,
         answer=rb"....\x00\x00\x00\x01",
-        ports=2,
+        ports=3,
     )
 
 

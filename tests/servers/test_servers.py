@@ -13,6 +13,7 @@ import anyio
 import nats as nats_client
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -121,6 +122,10 @@ async def test_rabbitmq_keeps_a_queue(rabbitmq: Server) -> None:
 async def test_kafka_keeps_a_topic(kafka: Server) -> None:
     """A record that all replicas have is there after a restart."""
     address = kafka.url.removeprefix("kafka://")
+    admin = AIOKafkaAdminClient(bootstrap_servers=address)
+    await admin.start()
+    await admin.create_topics([NewTopic("kept", 1, 1)])
+    await admin.close()
     async with AIOKafkaProducer(bootstrap_servers=address, acks="all") as producer:
         await producer.send_and_wait("kept", b"1")
     kafka.restart()
