@@ -39,6 +39,8 @@ SCHEMES: dict[str, str] = {
     "redis+pubsub": "eventbus.transports.redis:RedisPubSubTransport",
     "rediss": "eventbus.transports.redis:RedisTransport",
     "rediss+pubsub": "eventbus.transports.redis:RedisPubSubTransport",
+    "kafka": "eventbus.transports.kafka:KafkaTransport",
+    "kafka+ssl": "eventbus.transports.kafka:KafkaTransport",
 }
 """URL scheme -> "module:class"; the class is built from the whole URL by ``from_url``."""
 

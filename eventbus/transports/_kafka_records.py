@@ -1,0 +1,38 @@
+"""Write wires as Kafka records, and read records as wires.
+
+CloudEvents attributes are headers that begin with ``ce_`` in Kafka and with ``ce-`` in a wire. The id has a header of
+its own only where no attribute names it. What other programs wrote is read as far as it can be.
+"""
+
+from typing import Any
+
+from eventbus.transport import Wire
+
+__all__ = ("ID", "REASON", "incoming", "outgoing")
+
+ID = "eventbus-id"
+REASON = "eventbus-dead-reason"
+"""The header of a dead copy that says why."""
+
+
+def outgoing(wire: Wire) -> dict[str, Any]:
+    """Return the arguments with which a producer sends a wire."""
+    headers = [
+        (f"ce_{name[3:]}" if name.startswith("ce-") else name, value.encode()) for name, value in wire.headers.items()
+    ]
+    if wire.headers.get("ce-id") != wire.id:
+        headers.append((ID, wire.id.encode()))
+    return {"value": wire.body, "key": None if wire.key is None else wire.key.encode(), "headers": headers}
+
+
+def incoming(record: Any) -> Wire:
+    """Return the wire of a record that a consumer received."""
+    headers: dict[str, str] = {}
+    for name, value in record.headers:
+        headers[f"ce-{name[3:]}" if name.startswith("ce_") else name] = _text(value or b"")
+    id = headers.pop(ID, None) or headers.get("ce-id") or f"{record.topic}-{record.partition}-{record.offset}"
+    return Wire(id, record.value or b"", headers, None if record.key is None else _text(record.key))
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")

@@ -1,0 +1,241 @@
+"""Carry wires through Apache Kafka: ``kafka://host:port`` and ``kafka+ssl://``.
+
+A topic is a Kafka topic and a group a consumer group. Settling is cumulative there: an acknowledged message is
+committed as soon as everything before it in its partition is, so that a crash repeats what lies beyond a gap. Keys
+choose partitions as every Kafka client does, and a partition has one reader per group, which keeps a key's order.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self
+
+from eventbus.errors import Lost, PublishError, TransportError
+from eventbus.limits import Limits
+from eventbus.transport import Capabilities, Subscription, Wire
+from eventbus.transports._kafka_cluster import Cluster, aiokafka, dead_topic, failure, group_id, topic_name
+from eventbus.transports._kafka_reader import Reader
+from eventbus.transports._kafka_records import REASON
+from eventbus.transports._kafka_sender import Sender
+from eventbus.transports._kafka_tasks import Tasks
+
+__all__ = ("KafkaTransport",)
+
+log = logging.getLogger("eventbus")
+
+REQUEST = 5.0
+"""Seconds for one answer of the cluster."""
+OPENING = 8.0
+"""Seconds for the first contact."""
+CLOSING = 1.0
+"""Seconds for closing in good order; what has not ended by then is cut."""
+HEARTBEAT = 1.0
+"""Seconds between two heartbeats, which is also how soon a consumer hears that partitions must move."""
+SESSIONS = (6.0, 1_800.0)
+"""The shortest and the longest session in seconds that brokers allow unless told otherwise."""
+BATCH = 65_536
+"""Bytes per partition and request."""
+JOINING = 3.0
+"""Seconds to wait at most for the first partitions; whoever has them now may need longer to give some up."""
+NEVER = 2**31 - 1
+
+DEFAULTS = Limits()
+
+
+class KafkaTransport:
+    """Carry wires through a Kafka cluster.
+
+    It opens with a producer that is idempotent and waits for all replicas; each subscription has a consumer of its
+    own. Topics that ``declare`` creates get ``?partitions=12&replication=-1`` (-1: what the broker prefers).
+
+    >>> KafkaTransport.from_url("kafka://shop:secret@localhost:9092?partitions=3").cluster
+    Cluster(servers=('localhost:9092',), user='shop', sasl='PLAIN', tls=False, cafile=None, certfile=None, \
+keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        aiokafka()
+        self.cluster = cluster
+        self.capabilities = Capabilities(
+            confirm="stored", unheard="kept", groups=True, broadcast=True, returns="rebalance", settle="prefix",
+            attempts=False, retry=0.0, grain=0.0, dead=True, order="key", headers=True, max_bytes=cluster.max_bytes,
+        )  # fmt: skip
+        self._closed = "the kafka transport is not open"
+        self._tasks = Tasks()
+        self._sender: Sender | None = None
+        self._admin: Any = None
+        self._readers: dict[Reader, None] = {}
+
+    @classmethod
+    def from_url(cls, url: str, *, limits: Limits = DEFAULTS) -> Self:
+        """Return the transport of ``kafka://user:password@host:port,host:port?option=value``.
+
+        Raises ``ValueError`` for what it does not know, and ``MissingExtraError`` without aiokafka.
+        """
+        return cls(Cluster.from_url(url))
+
+    async def __aenter__(self) -> Self:
+        """Make the first contact. Raises ``Lost`` with the reason if the cluster is away or does not let us in."""
+        if not self._closed:
+            raise TransportError("the kafka transport is open already")
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise TransportError("kafka:// runs on asyncio, and this event loop is trio's") from error
+        await self._tasks.run(self._open(), "opening")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """End every subscription, fail every waiting publisher with ``Lost``, and close within 2 s."""
+        self._closed = "the kafka transport was closed"
+        for reader in self._readers:
+            reader.lose(self._closed)
+        await self._tasks.finish(self._close(), "closing")
+
+    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+        """Create the topics that are missing: that of the messages, and those of the dead."""
+        sender = self._require_open()
+        if sender.broken:
+            raise Lost(sender.broken)
+        names = [topic_name(topic), *(dead_topic(topic, group) for group in groups)]
+        await self._tasks.run(self._declare(names), f"declaring {topic}")
+
+    async def publish(self, topic: str, wires: Sequence[Wire]) -> None:
+        """Return when all replicas that are in sync have all wires.
+
+        Raises ``PublishError`` with ``Refused`` for what is too large, and ``Lost`` where no confirmation came.
+        """
+        if self._sender is None or self._closed:
+            raise PublishError(dict.fromkeys(range(len(wires)), Lost(self._closed)))
+        if wires:
+            await self._sender.send(topic_name(topic), wires)
+
+    @asynccontextmanager
+    async def subscribe(
+        self, topic: str, *, group: str | None, prefetch: int, lease: float, ordered: bool = False
+    ) -> AsyncGenerator[Subscription]:
+        """Subscribe to what a group gets, or with None to what is published from now on.
+
+        A process that was killed loses its partitions after ``lease`` seconds; before partitions move, a third of it
+        is left to running handlers. ``ordered`` changes nothing: one key is always in one process.
+        """
+        if prefetch < 1:
+            raise ValueError(f"subscribe(prefetch=...) takes a whole number from 1, not {prefetch!r}")
+        await self.declare(topic, () if group is None else (group,))
+        name, consumer = topic_name(topic), self._consumer(topic, group, lease)
+        reader = Reader(
+            consumer, name, prefetch=prefetch, grace=lease / 3, grouped=group is not None,
+            bury=partial(self._bury, topic, group),
+        )  # fmt: skip
+        self._readers[reader] = None
+        jobs = [self._tasks.start(reader.start(OPENING), f"subscribing to {name}")]
+        try:
+            await asyncio.wait(jobs)
+            jobs[0].result()
+            jobs.append(self._tasks.start(reader.run(), f"reading {name}"))
+            await reader.joined(min(JOINING, lease / 6))
+            yield reader
+        finally:
+            del self._readers[reader]
+            await self._tasks.finish(self._leave(reader, *jobs), f"leaving {name}")
+
+    async def _leave(self, reader: Reader, starting: "asyncio.Task[None]", *running: "asyncio.Task[None]") -> None:
+        await asyncio.wait([starting])
+        await reader.leave(CLOSING)
+        for task in running:
+            task.cancel()
+
+    async def _bury(self, topic: str, group: str | None, wire: Wire, reason: str) -> None:
+        if group is not None:
+            copy = replace(wire, headers={**wire.headers, REASON: reason})
+            await self._require_open().send(dead_topic(topic, group), [copy])
+
+    def _require_open(self) -> Sender:
+        if self._sender is None or self._closed:
+            raise Lost(self._closed)
+        return self._sender
+
+    async def _open(self) -> None:
+        library, options = aiokafka(), self.cluster.client(REQUEST)
+        producer = library.AIOKafkaProducer(
+            enable_idempotence=True, acks="all", max_batch_size=BATCH,
+            max_request_size=self.cluster.max_bytes + 65_536, **options,
+        )  # fmt: skip
+        self._sender = Sender(producer, self.cluster.max_bytes, self._tasks)
+        self._admin = library.admin.AIOKafkaAdminClient(**options)
+        try:
+            async with asyncio.timeout(OPENING):
+                await self._admin.start()
+                await producer.start()
+        except (library.errors.KafkaError, TimeoutError) as error:
+            await self._close()
+            reason = await self._refusal(options) or f"{type(error).__name__}: {error}"
+            raise Lost(f"kafka://{','.join(self.cluster.servers)}: {reason}") from None
+        self._closed = ""
+
+    async def _refusal(self, options: dict[str, Any]) -> str:
+        """Return why the first server does not let us in, which the client only logs."""
+        library = aiokafka()
+        host, _, port = self.cluster.servers[0].rpartition(":")
+        options = {name: value for name, value in options.items() if name != "bootstrap_servers"}
+        try:
+            async with asyncio.timeout(REQUEST):
+                connection = await library.conn.create_conn(host.strip("[]"), int(port), **options)
+        except (library.errors.KafkaError, OSError, TimeoutError) as error:
+            return f"{type(error).__name__}: {error}"
+        connection.close()
+        return ""
+
+    async def _close(self) -> None:
+        """Close in good order as far as time allows, then cut."""
+        sender, admin, self._sender, self._admin = self._sender, self._admin, None, None
+        closing = [self._tasks.start(admin.close(), "closing the admin client")] if admin is not None else []
+        if sender is not None:
+            await sender.close(self._closed, CLOSING)
+        await asyncio.wait(closing, timeout=CLOSING / 2)
+        await self._tasks.end(CLOSING / 2)
+
+    async def _declare(self, names: Sequence[str]) -> None:
+        library = aiokafka()
+        try:
+            async with asyncio.timeout(REQUEST):
+                if self.cluster.declare:
+                    await self._create(names)
+                else:
+                    await self._look(names)
+        except (library.errors.KafkaError, TimeoutError) as error:
+            raise failure(error, f"declaring {names[0]}") from error
+
+    async def _create(self, names: Sequence[str]) -> None:
+        library, cluster = aiokafka(), self.cluster
+        topics = [
+            library.admin.NewTopic(name, cluster.partitions, cluster.replication, replica_assignments={})
+            for name in names
+        ]
+        answer = await self._admin.create_topics(topics)
+        for name, code, *text in answer.topic_errors:
+            if code not in (0, library.errors.TopicAlreadyExistsError.errno):
+                error = library.errors.for_code(code)
+                raise error(f"{name}: {text[0] if text and text[0] else error.description}")
+
+    async def _look(self, names: Sequence[str]) -> None:
+        for found in await self._admin.describe_topics([*names]):
+            if found["error_code"]:
+                error = aiokafka().errors.for_code(found["error_code"])
+                raise error(f"{found['topic']}: {error.description}; create it, or leave out declare=false")
+
+    def _consumer(self, topic: str, group: str | None, lease: float) -> Any:
+        session = min(max(lease, SESSIONS[0]), SESSIONS[1])
+        return aiokafka().AIOKafkaConsumer(
+            group_id=None if group is None else group_id(topic, group),
+            enable_auto_commit=False,
+            auto_offset_reset="latest" if group is None else "earliest",
+            session_timeout_ms=int(session * 1_000),
+            heartbeat_interval_ms=int(HEARTBEAT * 1_000),
+            rebalance_timeout_ms=int((lease / 3 + SESSIONS[0]) * 1_000),
+            max_poll_interval_ms=NEVER,
+            **self.cluster.client(REQUEST),
+        )
