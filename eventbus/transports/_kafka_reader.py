@@ -14,12 +14,13 @@ from typing import Any
 
 import anyio
 
-from eventbus.errors import Lost, SettleError, TransportError
+from eventbus.errors import Lost
 from eventbus.transport import Delivery, Wire
 from eventbus.transports._kafka_cluster import aiokafka, failure
 from eventbus.transports._kafka_records import incoming
+from eventbus.transports._kafka_track import Copy, Track
 
-__all__ = ("Copy", "Reader", "Track")
+__all__ = ("Reader",)
 
 log = logging.getLogger("eventbus")
 
@@ -33,100 +34,6 @@ AHEAD = 10
 """How many times the prefetch may be settled beyond an unsettled message: a crash repeats that many."""
 
 
-class Track:
-    """Be one partition in the hands of this consumer: what came of it in order, and what of that is settled."""
-
-    __slots__ = ("committed", "done", "line", "lost", "next", "open")
-
-    def __init__(self) -> None:
-        self.line: deque[int] = deque()
-        """Offsets that came, from the first unsettled one."""
-        self.done: set[int] = set()
-        """Offsets settled beyond the first unsettled one."""
-        self.open = 0
-        """How many are delivered and unsettled."""
-        self.next: int | None = None
-        """The offset behind everything that came."""
-        self.committed: int | None = None
-        """The last position that was committed, or that was found when the partition came."""
-        self.lost = False
-
-    @property
-    def position(self) -> int | None:
-        """Return the offset below which everything is settled, or None if nothing came yet."""
-        return self.line[0] if self.line else self.next
-
-    def came(self, offset: int) -> None:
-        """Note a record."""
-        self.line.append(offset)
-        self.next = offset + 1
-        if self.committed is None:
-            self.committed = offset
-
-    def settle(self, offset: int) -> None:
-        """Note that a record is settled."""
-        self.done.add(offset)
-        while self.line and self.line[0] in self.done:
-            self.done.remove(self.line.popleft())
-
-
-class Copy:
-    """Be a record in the hands of this process."""
-
-    __slots__ = ("offset", "place", "reader", "settled", "track", "wire")
-
-    attempt = 0
-    """Kafka counts no deliveries."""
-
-    def __init__(self, reader: "Reader", track: Track, wire: Wire, offset: int, place: int) -> None:
-        self.reader = reader
-        self.track = track
-        self.wire = wire
-        self.offset = offset
-        self.place = place
-        self.settled = False
-
-    def __lt__(self, other: "Copy") -> bool:
-        return self.place < other.place
-
-    async def ack(self) -> None:
-        """Settle it as done; it is committed together with others as soon as nothing before it is unsettled."""
-        if self._settle():
-            self.reader.finish(self)
-
-    async def retry(self, after: float) -> None:
-        """Hand it back: it comes again at its place. A delay is held by whoever asks for one, not by Kafka."""
-        if after:
-            raise ValueError(f"Kafka holds no delay: retry() takes 0, not {after!r}")
-        if self._settle():
-            self.reader.restore(self)
-
-    async def reject(self, reason: str) -> None:
-        """Settle it as dead once its dead copy is confirmed; without a group it is only dropped."""
-        if not self._settle():
-            return
-        try:
-            await self.reader.bury(self.wire, reason)
-        except TransportError as error:
-            self.reader.lose(f"the dead copy of message {self.wire.id} could not be kept: {error}")
-            raise SettleError(f"message {self.wire.id} comes again, its dead copy could not be kept") from error
-        if self.track.lost:
-            raise SettleError("its partition moved to another consumer, which gets the message again")
-        self.reader.finish(self)
-
-    async def extend(self) -> None:
-        """Do nothing: membership in the group is the lease."""
-
-    def _settle(self) -> bool:
-        """Use the right to settle; False if an earlier verb did. Raises ``SettleError`` if it is somebody else's."""
-        if self.settled:
-            return False
-        if self.track.lost:
-            raise SettleError("its partition moved to another consumer, or the subscription is over")
-        self.settled = True
-        return True
-
-
 class Reader:
     """Be one subscription; ``run`` is its pump, in a task that the transport owns."""
 
@@ -136,7 +43,7 @@ class Reader:
     ) -> None:  # fmt: skip
         client = aiokafka()
         self.consumer = consumer
-        self.bury = bury
+        self._bury = bury
         self.lost = ""
         self._topic = topic
         self._prefetch = prefetch
@@ -201,6 +108,10 @@ class Reader:
         self._wake_all()
         for event in (self._credit, self._dirty, self._settled, self._joined):
             event.set()
+
+    async def bury(self, wire: Wire, reason: str) -> None:
+        """Keep a dead copy, so that it is safe before the record is settled."""
+        await self._bury(wire, reason)
 
     def finish(self, copy: Copy) -> None:
         """Take a settled record out of what is held, and have its partition committed if it moved on."""
@@ -274,19 +185,15 @@ class Reader:
         self._credit.set()
         self._wake_all()
 
-    async def commit(self) -> None:
+    async def commit(self, seconds: float = PATIENCE) -> None:
         """Commit what is settled without a gap; what a rebalance refuses comes again elsewhere."""
         if not self._grouped:
             return
-        positions = {
-            partition: track.position
-            for partition, track in self._tracks.items()
-            if not track.lost and track.position != track.committed
-        }
+        positions = self._uncommitted()
         if not positions:
             return
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(seconds):
                 await self.consumer.commit({tp: self._mark(at, "") for tp, at in positions.items() if at is not None})
         except (self._client_error, TimeoutError) as error:
             if type(error).__name__ not in {"CommitFailedError", "IllegalStateError"}:
@@ -300,16 +207,16 @@ class Reader:
     async def leave(self, seconds: float) -> None:
         """Commit what is settled and leave the group: in order while there is time, then at once."""
         if not self.lost:
-            await self.commit()
+            await self.commit(seconds)
         self.lose("the subscription was left")
         stopping = asyncio.ensure_future(self.consumer.stop())
-        await asyncio.wait([stopping], timeout=seconds)
-        if not stopping.done():  # it waits for others of its group, or for a cluster that is away
-            await self.consumer._client.close()
+        try:
             await asyncio.wait([stopping], timeout=seconds)
-        if not stopping.done():
+            if not stopping.done():  # it waits for others of its group, or for a cluster that is away
+                await self.consumer._client.close()
+                await asyncio.wait([stopping], timeout=seconds / 2)
+        finally:
             stopping.cancel()
-            await asyncio.wait([stopping])
 
     def _listener(self) -> Any:
         reader, base = self, aiokafka().ConsumerRebalanceListener
@@ -322,6 +229,13 @@ class Reader:
                 await reader.take_over(assigned)
 
         return Moves()
+
+    def _uncommitted(self) -> dict[Any, int | None]:
+        return {
+            partition: track.position
+            for partition, track in self._tracks.items()
+            if not track.lost and track.position != track.committed
+        }
 
     async def _is_ours(self, partition: Any, track: Track) -> bool:
         """Tell whether nobody has gone on with a partition in our place."""

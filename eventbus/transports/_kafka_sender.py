@@ -85,12 +85,15 @@ class Sender:
             parcel.lose(why)
         for pump in self._pumps:
             pump.cancel()
-        stopping = self._tasks.start(self._producer.stop(), "closing the producer")
-        await asyncio.wait([stopping], timeout=seconds)
-        if not stopping.done():  # it would try for ever to deliver what nobody waits for any more
-            self._producer._sender.sender_task.cancel()
-            self._producer._message_accumulator.fail_all(aiokafka().errors.ProducerClosed(why))
-            await asyncio.wait([stopping], timeout=seconds / 2)
+        stopping = asyncio.ensure_future(self._producer.stop())
+        try:
+            await asyncio.wait([stopping], timeout=seconds)
+            if not stopping.done():  # it would try for ever to deliver what nobody waits for any more
+                self._producer._message_accumulator.fail_all(aiokafka().errors.ProducerClosed(why))
+                self._producer._sender.sender_task.cancel()
+                await asyncio.wait([stopping], timeout=seconds / 2)
+        finally:
+            stopping.cancel()
 
     def _expire(self, topic: str, parcel: Parcel) -> None:
         if parcel.open:

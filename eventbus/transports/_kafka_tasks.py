@@ -44,7 +44,7 @@ class Tasks:
         for task in late:
             task.cancel()
         if late:
-            await asyncio.wait(late, timeout=seconds)
+            await asyncio.wait(late, timeout=0.1)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

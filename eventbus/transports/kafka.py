@@ -192,11 +192,11 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
     async def _close(self) -> None:
         """Close in good order as far as time allows, then cut."""
         sender, admin, self._sender, self._admin = self._sender, self._admin, None, None
-        closing = [self._tasks.start(admin.close(), "closing the admin client")] if admin is not None else []
-        if sender is not None:
-            await sender.close(self._closed, CLOSING)
-        await asyncio.wait(closing, timeout=CLOSING / 2)
-        await self._tasks.end(CLOSING / 2)
+        jobs = [] if sender is None else [sender.close(self._closed, CLOSING)]
+        jobs += [] if admin is None else [admin.close()]
+        for job in jobs:
+            _ = self._tasks.start(job, "closing")
+        await self._tasks.end(1.5 * CLOSING)
 
     async def _declare(self, names: Sequence[str]) -> None:
         library = aiokafka()

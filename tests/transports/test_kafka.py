@@ -28,9 +28,8 @@ def url(kafka: Server) -> str:
 
 async def records(url: str, topic: str) -> list[Any]:
     """Return what a topic holds now."""
-    consumer = AIOKafkaConsumer(
-        topic, bootstrap_servers=url.split("//")[1].split("?", maxsplit=1)[0], auto_offset_reset="earliest"
-    )
+    servers = url.removeprefix("kafka://").partition("?")[0]
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=servers, auto_offset_reset="earliest")
     await consumer.start()
     try:
         ends = await consumer.end_offsets(consumer.assignment())
