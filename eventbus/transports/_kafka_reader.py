@@ -54,7 +54,9 @@ class Reader:
         self._client_error: type[Exception] = client.errors.KafkaError
         self._early: list[tuple[Any, Iterable[Any]]] = []
         self._tracks: dict[Any, Track] = {}
-        self._ready: list[Copy] = []
+        self._ready: deque[Copy] = deque()
+        self._returned: list[Copy] = []
+        """A heap of what was handed back: it goes before all that came after it."""
         self._places = count()
         self._open = 0
         self._moving = False
@@ -74,8 +76,7 @@ class Reader:
                 raise Lost(self.lost)
             if self._stopped:
                 raise anyio.EndOfStream
-            while self._ready and not self._moving:
-                copy = heapq.heappop(self._ready)
+            while (copy := self._next()) is not None:
                 if not copy.track.lost:
                     copy.track.open += 1
                     self._open += 1
@@ -105,6 +106,7 @@ class Reader:
         for track in self._tracks.values():
             track.lost = True
         self._ready.clear()
+        self._returned.clear()
         self._wake_all()
         for event in (self._credit, self._dirty, self._settled, self._joined):
             event.set()
@@ -124,7 +126,7 @@ class Reader:
     def restore(self, copy: Copy) -> None:
         """Put a record back to its place."""
         self._release(copy)
-        heapq.heappush(self._ready, Copy(self, copy.track, copy.wire, copy.offset, copy.place))
+        heapq.heappush(self._returned, Copy(self, copy.track, copy.wire, copy.offset, copy.place))
         self._wake()
 
     async def start(self, seconds: float) -> None:
@@ -247,12 +249,22 @@ class Reader:
             return False
         return found is None or found == track.committed
 
+    def _next(self) -> Copy | None:
+        """Return what is to be delivered next; while partitions move, nothing is."""
+        ready, returned = self._ready, self._returned
+        if self._moving or not (ready or returned):
+            return None
+        if returned and (not ready or returned[0] < ready[0]):
+            return heapq.heappop(returned)
+        return ready.popleft()
+
     def _forget(self, track: Track) -> None:
         track.lost = True
         self._open -= track.open
         track.open = 0
-        self._ready = [copy for copy in self._ready if copy.track is not track]
-        heapq.heapify(self._ready)
+        self._ready = deque(copy for copy in self._ready if copy.track is not track)
+        self._returned = [copy for copy in self._returned if copy.track is not track]
+        heapq.heapify(self._returned)
 
     def _release(self, copy: Copy) -> None:
         copy.track.open -= 1
@@ -281,7 +293,7 @@ class Reader:
     async def _pump(self) -> None:
         """Fetch no more than there is credit for; a partition too far beyond an unsettled message rests."""
         while not self.lost and not self._stopped:
-            room = self._prefetch - self._open - len(self._ready)
+            room = self._prefetch - self._open - len(self._ready) - len(self._returned)
             resting = {tp for tp, track in self._tracks.items() if len(track.line) >= AHEAD * self._prefetch}
             chosen = self.consumer.assignment() - resting if resting else ()
             if room < 1 or self._moving or (resting and not chosen):
@@ -308,7 +320,7 @@ class Reader:
                 self.lose(f"{self._topic} begins anew: it was deleted and created again")
                 return
             track.came(record.offset)
-            heapq.heappush(self._ready, Copy(self, track, incoming(record), record.offset, next(self._places)))
+            self._ready.append(Copy(self, track, incoming(record), record.offset, next(self._places)))
             self._wake()
 
     async def _keep_committed(self) -> None:

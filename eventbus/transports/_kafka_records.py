@@ -11,6 +11,7 @@ from eventbus.transport import Wire
 __all__ = ("ID", "REASON", "incoming", "outgoing")
 
 ID = "eventbus-id"
+LENIENT = "backslashreplace"
 REASON = "eventbus-dead-reason"
 """The header of a dead copy that says why."""
 
@@ -29,10 +30,8 @@ def incoming(record: Any) -> Wire:
     """Return the wire of a record that a consumer received."""
     headers: dict[str, str] = {}
     for name, value in record.headers:
-        headers[f"ce-{name[3:]}" if name.startswith("ce_") else name] = _text(value or b"")
+        named = f"ce-{name[3:]}" if name[:3] == "ce_" else name
+        headers[named] = value.decode("utf-8", LENIENT) if value else ""
     id = headers.pop(ID, None) or headers.get("ce-id") or f"{record.topic}-{record.partition}-{record.offset}"
-    return Wire(id, record.value or b"", headers, None if record.key is None else _text(record.key))
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="backslashreplace")
+    key = None if record.key is None else record.key.decode("utf-8", LENIENT)
+    return Wire(id, record.value or b"", headers, key)
