@@ -33,6 +33,9 @@ PATIENCE = 3.0
 AHEAD = 10
 """How many times the prefetch may be settled beyond an unsettled message: a crash repeats that many."""
 
+ANEW = "{} begins anew: it was deleted and created again"
+NEVER = 2**63
+
 
 class Reader:
     """Be one subscription; ``run`` is its pump, in a task that the transport owns."""
@@ -180,8 +183,9 @@ class Reader:
         self._moving = False
         self._joined.set()
         early, self._early = self._early, []
+        kept = {*self._tracks}
         for partition, records in early:
-            if partition not in self._tracks:
+            if partition not in kept:
                 self._admit(partition, records)
         self._dirty.set()
         self._credit.set()
@@ -317,7 +321,7 @@ class Reader:
             track = self._tracks[partition] = Track()
         for record in records:
             if track.next is not None and record.offset < track.next:
-                self.lose(f"{self._topic} begins anew: it was deleted and created again")
+                self.lose(ANEW.format(self._topic))
                 return
             track.came(record.offset)
             self._ready.append(Copy(self, track, incoming(record), record.offset, next(self._places)))
@@ -333,11 +337,14 @@ class Reader:
         """Notice a dead link, a deleted topic or a new partition, which the client would wait out for ever."""
         while not self.lost:
             await asyncio.sleep(PROBE)
+            here = self.consumer.assignment()
             try:
                 async with asyncio.timeout(PATIENCE):
-                    await self.consumer.end_offsets([self._first])
+                    ends = await self.consumer.end_offsets([*here] or [self._first])
             except (self._client_error, TimeoutError) as error:
                 self.lose(f"no word of {self._topic} from the cluster: {type(error).__name__} {error}".rstrip())
-            there = self.consumer.partitions_for_topic(self._topic) or ()
-            if not self._grouped and len(there) != len(self.consumer.assignment()):
+                return
+            if any((track.next or 0) > ends.get(partition, NEVER) for partition, track in self._tracks.items()):
+                self.lose(ANEW.format(self._topic))
+            if not self._grouped and len(here) != len(self.consumer.partitions_for_topic(self._topic) or ()):
                 self.lose(f"{self._topic} has other partitions than before")

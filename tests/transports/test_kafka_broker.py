@@ -1,12 +1,6 @@
 """What is special to Kafka: partitions that move, commits without gaps, a broker that goes away or stands still."""
 
-import asyncio
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +9,10 @@ import anyio
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import InvalidMessageError, NotEnoughReplicasError
 
-from eventbus.clock import Runtime, new_id
-from eventbus.errors import Lost, PublishError, SettleError, TransportError
-from eventbus.limits import Limits
-from eventbus.link import Link
+from eventbus.clock import new_id
+from eventbus.errors import Lost, PublishError, Refused, SettleError, TransportError
 from eventbus.transport import Delivery, Subscription, Wire, connect
 from tests.servers.server import Server
 
@@ -216,6 +209,58 @@ async def test_a_deleted_topic_is_noticed_and_made_anew(url: str, topic: str) ->
             assert sorted(delivery.wire.id for delivery in got) == sorted(wire.id for wire in sent)
 
 
+async def test_a_topic_that_was_made_anew_is_noticed(url: str, topic: str) -> None:
+    """A subscription that outlived its topic is lost, and does not wait at a place that the new one has not reached."""
+    async with (
+        connect(url) as transport,
+        transport.subscribe(topic, group="g", prefetch=10, lease=30.0) as subscription,
+    ):
+        await transport.publish(topic, wires(3, key="k"))
+        await take(subscription, 3)
+        async with administered(url) as admin:
+            await admin.delete_topics([topic])
+        await transport.declare(topic, ["g"])
+        with anyio.fail_after(10.0), pytest.raises(Lost):
+            await subscription.receive()
+
+
+async def test_a_dead_copy_that_fails_leaves_the_message(url: str, topic: str) -> None:
+    """Where the dead copy is not confirmed the message is not settled, and comes again after a new subscription."""
+    async with connect(url) as transport:
+        async with transport.subscribe(topic, group="g", prefetch=10, lease=30.0) as subscription:
+            [sent] = wires(1)
+            await transport.publish(topic, [sent])
+            [delivery] = await take(subscription, 1)
+            transport._sender.broken, mended = "torn", transport._sender.broken
+            with pytest.raises(SettleError, match="its dead copy could not be kept"):
+                await delivery.reject("card stolen")
+            transport._sender.broken = mended
+            with pytest.raises(Lost, match="torn"):
+                await subscription.receive()
+        async with transport.subscribe(topic, group="g", prefetch=10, lease=30.0) as subscription:
+            [delivery] = await take(subscription, 1)
+            assert delivery.wire.id == sent.id
+
+
+async def test_a_failure_names_its_messages(url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one call exactly the messages are named that failed, lost or refused, and the others are there."""
+    async with connect(url) as transport, transport.subscribe(topic, group="g", prefetch=9, lease=30.0) as subscription:
+        producer = transport._sender._producer
+        send = producer.send
+        faults = {b"1": NotEnoughReplicasError(), b"3": InvalidMessageError()}
+
+        async def faulty(name: str, *, value: bytes, **others: Any) -> Any:
+            if value in faults:
+                raise faults[value]
+            return await send(name, value=value, **others)
+
+        monkeypatch.setattr(producer, "send", faulty)
+        with pytest.raises(PublishError) as caught:
+            await transport.publish(topic, [Wire(new_id(), b"%d" % number) for number in range(5)])
+        assert {index: type(error) for index, error in caught.value.failed.items()} == {1: Lost, 3: Refused}
+        assert {delivery.wire.body for delivery in await take(subscription, 3)} == {b"0", b"2", b"4"}
+
+
 async def test_topics_that_others_own_are_only_looked_at(kafka: Server, topic: str) -> None:
     """With declare=false a missing topic is an error that says so, and none is made."""
     async with connect(f"{kafka.url}?declare=false") as transport:
@@ -236,161 +281,3 @@ async def test_records_of_other_programs_are_read(url: str, topic: str) -> None:
         first, second = (delivery.wire for delivery in await take(subscription, 2))
         assert (first.id, first.body, first.key) == (f"{topic}-2-0", b"plain", "\\xff")
         assert (second.id, second.body, dict(second.headers)) == ("7", b"", {"ce-id": "7", "none": ""})
-
-
-CHILD = """
-import asyncio, sys
-from eventbus.transport import connect
-
-async def main(url, topic):
-    async with connect(url) as transport:
-        async with transport.subscribe(topic, group="g", prefetch=5, lease=6.0) as subscription:
-            for _ in range(5):
-                await subscription.receive()
-            print("holding", flush=True)
-            await asyncio.sleep(600)
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-async def test_a_killed_consumer_gives_its_messages_back(url: str, topic: str) -> None:
-    """What a process held that was killed comes to another within the lease and a little more."""
-    async with connect(url) as transport:
-        await transport.declare(topic, ["g"])
-        sent = wires(5)
-        await transport.publish(topic, sent)
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", CHILD, url, topic),
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert await child.stdout.readline() == b"holding\n"
-        child.kill()
-        await child.wait()
-        async with transport.subscribe(topic, group="g", prefetch=5, lease=6.0) as subscription:
-            got = await take(subscription, 5, within=6.0 + 4.0)
-            assert sorted(delivery.wire.id for delivery in got) == sorted(wire.id for wire in sent)
-
-
-async def test_a_broker_that_stands_still_is_lost(kafka: Server, url: str, topic: str) -> None:
-    """With the link up and no answer, publish ends in 10 s, receive in 15 s, and closing in 2 s; then all goes on."""
-    if kafka.foreign:
-        pytest.skip("the kafka server is not ours to stop")
-    ends: dict[str, float] = {}
-    started = anyio.current_time()
-
-    async def publish() -> None:
-        with pytest.raises(PublishError) as caught:
-            await transport.publish(topic, wires(1))
-        assert isinstance(caught.value.failed[0], Lost)
-        ends["publish"] = anyio.current_time() - started
-
-    async def receive() -> None:
-        async with transport.subscribe(topic, group="g", prefetch=5, lease=6.0) as subscription:
-            ready.set()
-            with pytest.raises(Lost):
-                await subscription.receive()
-            ends["receive"] = anyio.current_time() - started
-
-    before = len(anyio.get_running_tasks())
-    ready = anyio.Event()
-    transport = connect(url)
-    await transport.__aenter__()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(receive)
-        await ready.wait()
-        os.kill(kafka.pid, signal.SIGSTOP)
-        try:
-            started = anyio.current_time()
-            tasks.start_soon(publish)
-            await until(lambda: len(ends) == 2, 15.0)
-            with pytest.raises(Lost):
-                await transport.declare(topic, [])
-            closing = anyio.current_time()
-            await transport.__aexit__(None, None, None)
-            assert anyio.current_time() - closing < 2.5
-        finally:
-            os.kill(kafka.pid, signal.SIGCONT)
-    assert ends["publish"] < 10.0
-    await until(lambda: len(anyio.get_running_tasks()) <= before, 5.0)
-    await comes_back(url, topic)
-
-
-async def comes_back(url: str, topic: str) -> None:
-    """Open again as long as it is lost, as the engine does, until a message comes through."""
-    with anyio.fail_after(30.0):
-        while True:
-            try:
-                async with (
-                    connect(url) as transport,
-                    transport.subscribe(topic, group="g", prefetch=5, lease=6.0) as subscription,
-                ):
-                    await transport.publish(topic, wires(1))
-                    await take(subscription, 1, within=20.0)
-                    return
-            except Lost:
-                await anyio.sleep(0.2)
-
-
-@pytest.fixture
-def restarts() -> int:
-    return 2 if os.environ.get("CI") else 1
-
-
-@pytest.fixture(scope="session")
-def hand(kafka: Server) -> Iterator[Executor]:
-    """Return a thread that lives as long as what it starts: a server ends with the thread that started it."""
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
-
-
-async def test_nothing_is_lost_over_restarts(
-    kafka: Server, url: str, topic: str, restarts: int, hand: Executor
-) -> None:
-    """A hundred publishers and one consumer group live through kills of the broker: every id arrives."""
-    total, publishers = 10_000 if restarts > 1 else 2_000, 100
-    sent: set[str] = set()
-    got: list[str] = []
-    losses: list[str] = []
-    link = Link("events", connect(url), Runtime(), Limits(connect=60.0))
-    link.topics[topic] = ("g",)
-
-    async def publish(count: int) -> None:
-        for wire in wires(count):
-            while True:
-                try:
-                    await link.publish(topic, [wire])
-                except TransportError:
-                    await anyio.sleep(0.1)
-                else:
-                    break
-            sent.add(wire.id)
-            await anyio.sleep(0.1)
-
-    async def consume() -> None:
-        while True:
-            try:
-                async with link.subscribe(topic, group="g", prefetch=100, lease=6.0, ordered=False) as subscription:
-                    while True:
-                        delivery = await subscription.receive()
-                        got.append(delivery.wire.id)
-                        await delivery.ack()
-            except TransportError as error:
-                losses.append(str(error))
-                await anyio.sleep(0.2)
-
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(link.keep)
-        tasks.start_soon(consume)
-        async with anyio.create_task_group() as senders:
-            for _ in range(publishers):
-                senders.start_soon(publish, total // publishers)
-            for number in range(restarts):
-                await until(lambda: len(got) > total * (number + 1) // (restarts + 2), 60.0)  # noqa: B023
-                kafka.kill()
-                await asyncio.get_running_loop().run_in_executor(hand, kafka.start)
-        await until(lambda: set(got) >= sent, 60.0)
-        tasks.cancel_scope.cancel()
-    assert len(sent) == total
-    assert set(got) == sent
