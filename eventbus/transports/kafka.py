@@ -211,9 +211,10 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
 
     async def _create(self, names: Sequence[str]) -> None:
         library, cluster = aiokafka(), self.cluster
+        sizes = [cluster.partitions, *(1 for _ in names[1:])]  # the dead are few
         topics = [
-            library.admin.NewTopic(name, cluster.partitions, cluster.replication, replica_assignments={})
-            for name in names
+            library.admin.NewTopic(name, size, cluster.replication, replica_assignments={})
+            for name, size in zip(names, sizes, strict=True)
         ]
         answer = await self._admin.create_topics(topics)
         for name, code, *text in answer.topic_errors:

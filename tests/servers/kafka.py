@@ -14,10 +14,12 @@ from tests.servers.server import AbsentError, Place, Recipe
 VERSION = "4.1.1"
 USER = "shop"
 PASSWORD = "guarded-7f3a"
-"""What the third port asks for."""
+"""What the third port asks for, behind TLS."""
+PEM = "guarded.pem"
+"""The file in the server's directory that holds the certificate of the third port, signed by nobody else."""
 JAVA_OPTIONS = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 CURE = (
-    "no Kafka: with java (17 or newer) and mvn run python -m tests.servers.kafka once, "
+    "no Kafka: with java (17 or newer), openssl and mvn run python -m tests.servers.kafka once, "
     "or name one in EVENTBUS_TEST_KAFKA"
 )
 POM = f"""\
@@ -48,7 +50,9 @@ controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},GUARDED://127.0.0.1:{guarded}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,GUARDED:SASL_PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,GUARDED:SASL_SSL
+listener.name.guarded.ssl.keystore.type=PEM
+listener.name.guarded.ssl.keystore.location={pem}
 listener.name.guarded.sasl.enabled.mechanisms=PLAIN
 listener.name.guarded.plain.sasl.jaas.config={plain} required user_{user}="{password}";
 inter.broker.listener.name=PLAINTEXT
@@ -84,8 +88,8 @@ def fetch() -> None:
 
 def recipe() -> Recipe:
     """Return how Kafka runs: on three ports, for clients, for its controller, and for clients that log in."""
-    java = shutil.which("java")
-    if java is None or not jars().is_dir():
+    java, openssl = shutil.which("java"), shutil.which("openssl")
+    if java is None or openssl is None or not jars().is_dir():
         raise AbsentError(CURE)
 
     def run(main: str, *arguments: str) -> list[str]:
@@ -94,11 +98,14 @@ def recipe() -> Recipe:
     def prepare(place: Place) -> list[list[str]]:
         text = PROPERTIES.format(
             port=place.port, controller=place.port + 1, guarded=place.port + 2, data=place.directory / "data",
-            plain="org.apache.kafka.common.security.plain.PlainLoginModule", user=USER, password=PASSWORD,
+            plain="org.apache.kafka.common.security.plain.PlainLoginModule", user=USER,
+            password=PASSWORD, pem=place.directory / PEM,
         )  # fmt: skip
         (place.directory / "server.properties").write_text(text)
         cluster = ["-t", "ZXZlbnRidXMtdGVzdHMwMQ", "-c", "server.properties"]
-        return [run("kafka.tools.StorageTool", "format", *cluster)]
+        certificate = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", PEM, "-out", PEM]
+        certificate += ["-days", "30", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+        return [certificate, run("kafka.tools.StorageTool", "format", *cluster)]
 
     return Recipe(
         name="kafka",

@@ -1,5 +1,6 @@
 """A kafka:// URL is read strictly, lets in who may come in, and says why somebody may not."""
 
+import logging
 import sys
 
 import anyio
@@ -9,7 +10,7 @@ from eventbus.clock import new_id
 from eventbus.errors import Lost, MissingExtraError, TransportError
 from eventbus.transport import Wire, connect
 from eventbus.transports.kafka import KafkaTransport
-from tests.servers.kafka import PASSWORD, USER
+from tests.servers.kafka import PASSWORD, PEM, USER
 from tests.servers.server import Server
 
 pytestmark = pytest.mark.timeout(120)
@@ -25,23 +26,35 @@ def topic() -> str:
     return f"test.{new_id()}"
 
 
-async def test_credentials(kafka: Server, topic: str) -> None:
-    """Who logs in is let in; a wrong password is named as the trouble, and shown nowhere."""
+async def test_credentials(kafka: Server, topic: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Who logs in over TLS is let in; a wrong password is named as the trouble, and shown nowhere."""
     if kafka.foreign:
         pytest.skip("the users of a Kafka of somebody else are not known")
+    caplog.set_level(logging.DEBUG)
     host = f"127.0.0.1:{kafka.port + 2}"
+    trust = f"cafile={kafka.place.directory / PEM}"
     async with (
-        connect(f"kafka://{USER}:{PASSWORD}@{host}") as transport,
+        connect(f"kafka+ssl://{USER}:{PASSWORD}@{host}?{trust}") as transport,
         transport.subscribe(topic, group="g", prefetch=1, lease=30.0) as subscription,
     ):
         await transport.publish(topic, [Wire("1", b"{}")])
         with anyio.fail_after(10):
             assert (await subscription.receive()).wire.id == "1"
-    refused = connect(f"kafka://{USER}:not-{PASSWORD}@{host}")
+    refused = connect(f"kafka+ssl://{USER}:not-{PASSWORD}@{host}?{trust}")
     with pytest.raises(Lost, match=f"{host}: .*Authentication") as caught:
         await refused.__aenter__()
-    texts = [repr(refused), repr(refused.cluster), *map(str, (caught.value, caught.value.__context__))]
+    texts = [caplog.text, repr(refused), repr(refused.cluster), *map(str, (caught.value, caught.value.__context__))]
     assert not any(PASSWORD in text for text in texts)
+
+
+async def test_a_stranger_is_not_trusted(kafka: Server) -> None:
+    """A certificate that nobody vouches for is named as the trouble, and no password is sent to it."""
+    if kafka.foreign:
+        pytest.skip("the users of a Kafka of somebody else are not known")
+    with pytest.raises(Lost, match="certificate verify failed"):
+        await connect(f"kafka+ssl://{USER}:{PASSWORD}@127.0.0.1:{kafka.port + 2}").__aenter__()
+    with pytest.raises(TransportError, match="cafile, certfile or keyfile cannot be used"):
+        await connect("kafka+ssl://localhost?cafile=/nowhere.pem").__aenter__()
 
 
 async def test_nobody_there(topic: str) -> None:

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from aiokafka import TopicPartition
 
-from eventbus.errors import SettleError
+from eventbus.errors import Lost, SettleError
 from eventbus.transports._kafka_reader import Reader
 
 P0, P1 = TopicPartition("t", 0), TopicPartition("t", 1)
@@ -121,3 +121,17 @@ async def test_what_comes_before_the_partitions_are_sorted_out_is_not_lost() -> 
     with anyio.fail_after(1):
         assert (await reader.receive()).wire.id == "t-1-0"
     assert not reader._ready
+
+
+async def test_offsets_that_begin_again_end_the_subscription() -> None:
+    """A record before the last one can only be of another topic of the same name."""
+    client = Client()
+    reader = reader_of(client)
+    await fed(client, reader, {P0: [record(P0, 5)]})
+    held = await reader.receive()
+    client.polls = [{P0: [record(P0, 0)]}]
+    await reader._pump()
+    with pytest.raises(Lost, match="begins anew"):
+        await reader.receive()
+    with pytest.raises(SettleError):
+        await held.ack()
