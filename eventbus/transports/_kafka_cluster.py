@@ -1,5 +1,6 @@
 """Say where a Kafka cluster is and how to get in, and translate its names and errors."""
 
+import logging
 import re
 import ssl
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from eventbus._extras import require
 from eventbus.errors import Lost, Refused, TransportError
 
-__all__ = ("Cluster", "aiokafka", "dead_topic", "failure", "group_id", "topic_name")
+__all__ = ("Cluster", "Discretion", "aiokafka", "dead_topic", "failure", "group_id", "topic_name")
 
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 FILES = ("cafile", "certfile", "keyfile")
@@ -21,6 +22,15 @@ NAME_LENGTH = 249
 
 REFUSALS = ("MessageSizeTooLarge", "InvalidMessage", "CorruptRecord", "RecordListTooLarge", "InvalidTopic", "Policy")
 """How the names of the errors begin with which a broker refuses one message, or one name, for ever."""
+
+
+class Discretion(logging.Filter):
+    """Keep the client from logging what it logs in with, which it does at level DEBUG."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record may be logged."""
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        return not any(type(one).__name__.startswith("SaslAuthenticate") for one in arguments)
 
 
 def aiokafka() -> Any:

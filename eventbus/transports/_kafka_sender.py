@@ -57,6 +57,12 @@ class Sender:
         self._parcels: set[Parcel] = set()
         self._pumps: list[asyncio.Task[None]] = []
 
+    def watch(self) -> None:
+        """Fail what waits when the producer's own task fails; its own way to do so stumbles without transactions."""
+        sender = self._producer._sender
+        sender.sender_task.remove_done_callback(sender._fail_all)
+        sender.sender_task.add_done_callback(self._ended)
+
     async def send(self, topic: str, wires: Sequence[Wire]) -> None:
         """Return when all wires are confirmed. Raises ``PublishError``."""
         parcel = Parcel(wires)
@@ -94,6 +100,12 @@ class Sender:
                 await asyncio.wait([stopping], timeout=seconds / 2)
         finally:
             stopping.cancel()
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.broken = f"the producer gave up: {type(error).__name__}: {error}"
+            self._producer._message_accumulator.fail_all(error)
 
     def _expire(self, topic: str, parcel: Parcel) -> None:
         if parcel.open:

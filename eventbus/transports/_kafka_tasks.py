@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import anyio
 
+from eventbus.errors import Lost
+
 __all__ = ("Tasks",)
 
 T = TypeVar("T")
@@ -27,7 +29,13 @@ class Tasks:
     async def run(self, job: Coroutine[Any, Any, T], name: str) -> T:
         """Run a job in a task of its own and return what it returns; cancelling the caller does not cut it."""
         task = self.start(job, name)
+        return await self.outcome(task)
+
+    async def outcome(self, task: asyncio.Task[T]) -> T:
+        """Wait for a task and return what it returns; the end of the transport, which cuts it, is a loss to others."""
         await asyncio.wait([task])
+        if task.cancelled():
+            raise Lost("the kafka transport was closed")
         return task.result()
 
     async def finish(self, job: Coroutine[Any, Any, None], name: str) -> None:

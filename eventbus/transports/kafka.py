@@ -16,7 +16,7 @@ from typing import Any, Self
 from eventbus.errors import Lost, PublishError, TransportError
 from eventbus.limits import Limits
 from eventbus.transport import Capabilities, Subscription, Wire
-from eventbus.transports._kafka_cluster import Cluster, aiokafka, dead_topic, failure, group_id, topic_name
+from eventbus.transports._kafka_cluster import Cluster, Discretion, aiokafka, dead_topic, failure, group_id, topic_name
 from eventbus.transports._kafka_reader import Reader
 from eventbus.transports._kafka_records import REASON
 from eventbus.transports._kafka_sender import Sender
@@ -24,7 +24,7 @@ from eventbus.transports._kafka_tasks import Tasks
 
 __all__ = ("KafkaTransport",)
 
-log = logging.getLogger("eventbus")
+CLIENT_LOG = logging.getLogger("aiokafka.conn")
 
 REQUEST = 5.0
 """Seconds for one answer of the cluster."""
@@ -68,6 +68,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
         self._sender: Sender | None = None
         self._admin: Any = None
         self._readers: dict[Reader, None] = {}
+        self._discretion = Discretion()
 
     @classmethod
     def from_url(cls, url: str, *, limits: Limits = DEFAULTS) -> Self:
@@ -85,14 +86,17 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
             asyncio.get_running_loop()
         except RuntimeError as error:
             raise TransportError("kafka:// runs on asyncio, and this event loop is trio's") from error
-        await self._tasks.run(self._open(), "opening")
+        CLIENT_LOG.addFilter(self._discretion)
+        opening = self._tasks.start(self._open(), "opening")
+        try:
+            await self._tasks.outcome(opening)
+        except BaseException:
+            await self._tasks.finish(self._close(opening), "closing")
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         """End every subscription, fail every waiting publisher with ``Lost``, and close within 2 s."""
-        self._closed = "the kafka transport was closed"
-        for reader in self._readers:
-            reader.lose(self._closed)
         await self._tasks.finish(self._close(), "closing")
 
     async def declare(self, topic: str, groups: Sequence[str]) -> None:
@@ -133,8 +137,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
         self._readers[reader] = None
         jobs = [self._tasks.start(reader.start(OPENING), f"subscribing to {name}")]
         try:
-            await asyncio.wait(jobs)
-            jobs[0].result()
+            await self._tasks.outcome(jobs[0])
             jobs.append(self._tasks.start(reader.run(), f"reading {name}"))
             await reader.joined(min(JOINING, lease / 6))
             yield reader
@@ -170,8 +173,8 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
             async with asyncio.timeout(OPENING):
                 await self._admin.start()
                 await producer.start()
+                self._sender.watch()
         except (library.errors.KafkaError, TimeoutError) as error:
-            await self._close()
             reason = await self._refusal(options) or f"{type(error).__name__}: {error}"
             raise Lost(f"kafka://{','.join(self.cluster.servers)}: {reason}") from None
         self._closed = ""
@@ -189,14 +192,20 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
         connection.close()
         return ""
 
-    async def _close(self) -> None:
+    async def _close(self, *before: "asyncio.Task[None]") -> None:
         """Close in good order as far as time allows, then cut."""
+        if before:
+            await asyncio.wait(before)
+        self._closed = "the kafka transport was closed"
+        for reader in self._readers:
+            reader.lose(self._closed)
         sender, admin, self._sender, self._admin = self._sender, self._admin, None, None
         jobs = [] if sender is None else [sender.close(self._closed, CLOSING)]
         jobs += [] if admin is None else [admin.close()]
         for job in jobs:
             _ = self._tasks.start(job, "closing")
         await self._tasks.end(1.5 * CLOSING)
+        CLIENT_LOG.removeFilter(self._discretion)
 
     async def _declare(self, names: Sequence[str]) -> None:
         library = aiokafka()

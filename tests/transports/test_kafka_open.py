@@ -1,5 +1,6 @@
 """A kafka:// URL is read strictly, lets in who may come in, and says why somebody may not."""
 
+import asyncio
 import logging
 import sys
 
@@ -45,6 +46,26 @@ async def test_credentials(kafka: Server, topic: str, caplog: pytest.LogCaptureF
         await refused.__aenter__()
     texts = [caplog.text, repr(refused), repr(refused.cluster), *map(str, (caught.value, caught.value.__context__))]
     assert not any(PASSWORD in text for text in texts)
+
+
+async def test_an_opening_that_is_cut_leaves_nothing(kafka: Server) -> None:
+    """Cancelled anywhere in its opening a transport closes again, and opens the next time."""
+    tasks, filters = len(anyio.get_running_tasks()), len(logging.getLogger("aiokafka.conn").filters)
+    transport = connect(kafka.url)
+    for turns in range(12):
+        opening = asyncio.ensure_future(transport.__aenter__())
+        for _ in range(turns):
+            await asyncio.sleep(0 if turns < 6 else 0.002)
+        opening.cancel()
+        await asyncio.wait([opening])
+        if not opening.cancelled():
+            await transport.__aexit__(None, None, None)
+        with anyio.fail_after(5):
+            while len(anyio.get_running_tasks()) > tasks:  # noqa: ASYNC110 - others end them
+                await anyio.sleep(0.01)
+    async with transport:
+        await transport.declare("test.opened", [])
+    assert len(logging.getLogger("aiokafka.conn").filters) == filters
 
 
 async def test_a_stranger_is_not_trusted(kafka: Server) -> None:
