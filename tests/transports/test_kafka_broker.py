@@ -1,5 +1,6 @@
 """What is special to Kafka: partitions that move, commits without gaps, a broker that goes away or stands still."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -259,6 +260,47 @@ async def test_a_failure_names_its_messages(url: str, topic: str, monkeypatch: p
             await transport.publish(topic, [Wire(new_id(), b"%d" % number) for number in range(5)])
         assert {index: type(error) for index, error in caught.value.failed.items()} == {1: Lost, 3: Refused}
         assert {delivery.wire.body for delivery in await take(subscription, 3)} == {b"0", b"2", b"4"}
+
+
+async def test_a_producer_that_gave_up_is_lost(url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the client's own task fails, what waits is Lost at once, and so is the transport."""
+    async with connect(url) as transport:
+        await transport.declare(topic, [])
+
+        def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("torn")
+
+        monkeypatch.setattr(transport._sender._producer._message_accumulator, "drain_by_nodes", fail)
+        for _ in range(2):
+            with anyio.fail_after(2), pytest.raises(PublishError, match=r"batch delivery|gave up"):
+                await transport.publish(topic, wires(1))
+        with pytest.raises(Lost, match=r"batch delivery|gave up"):
+            await transport.declare(topic, [])
+
+
+async def test_what_the_close_cuts_is_lost(url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who waits for an answer that does not come gets Lost when the transport closes, and no cancellation."""
+    ends: list[BaseException] = []
+
+    async def declare() -> None:
+        try:
+            await transport.declare(topic, [])
+        except BaseException as error:
+            ends.append(error)
+            raise
+
+    async def silent(*_: object) -> None:
+        asked.set()
+        await anyio.sleep_forever()
+
+    asked = anyio.Event()
+    async with connect(url) as transport:
+        monkeypatch.setattr(transport._admin, "create_topics", silent)
+        waiting = asyncio.ensure_future(declare())
+        await asked.wait()
+    with anyio.fail_after(2), pytest.raises(Lost, match="was closed"):
+        await waiting
+    assert len(ends) == 1
 
 
 async def test_topics_that_others_own_are_only_looked_at(kafka: Server, topic: str) -> None:
