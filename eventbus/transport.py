@@ -41,6 +41,7 @@ SCHEMES: dict[str, str] = {
     "rediss+pubsub": "eventbus.transports.redis:RedisPubSubTransport",
     "kafka": "eventbus.transports.kafka:KafkaTransport",
     "kafka+ssl": "eventbus.transports.kafka:KafkaTransport",
+    "nats": "eventbus.transports.nats:NatsTransport",
 }
 """URL scheme -> "module:class"; the class is built from the whole URL by ``from_url``."""
 

@@ -1,0 +1,409 @@
+"""Take messages from a JetStream consumer: ask for as many as there is credit, and settle in batches.
+
+One subscription of the client stands for the whole life, and what it is to get is asked for by pull requests; nothing
+is ever cut. All settlements of one turn of the event loop are sent together, and only the last is answered: the
+server works them off in order, so that its answer speaks for all.
+"""
+
+import asyncio
+import json
+import math
+from bisect import insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote, unquote
+
+import anyio
+
+from eventbus.clock import new_id
+from eventbus.context import EMPTY
+from eventbus.errors import Lost, SettleError
+from eventbus.transport import Delivery, Wire
+from eventbus.transports._nats_line import Line, Message, is_unheard
+
+__all__ = ("GROUP", "ID", "KEY", "REASON", "Pulled", "Puller", "Source", "from_wire", "to_wire")
+
+ID = "Nats-Msg-Id"
+KEY = "eventbus-key"
+REASON = "eventbus-reason"
+ORIGIN = "eventbus-id"
+
+GROUP = "eventbus"
+"""The one priority group of an ordered consumer; who is pinned in it gets everything."""
+KEEP = 0.5
+"""Seconds between two words of a pinned client, without which another would be pinned."""
+LINGER = 10.0
+"""Seconds that a pull request waits at the server."""
+BEAT = 2.0
+"""Seconds between two signs of life of a pull request that waits."""
+SILENCE = 3 * BEAT
+"""Seconds without any sign after which the consumer counts as lost."""
+NANO = 1_000_000_000
+LONGEST = 9e9
+"""Seconds that the server can count in nanoseconds."""
+
+
+def from_wire(wire: Wire) -> dict[str, str]:
+    """Return the headers that a wire travels with."""
+    headers = {**wire.headers, ID: wire.id}
+    if wire.key is not None:
+        headers[KEY] = quote(wire.key, safe=" !#$&'()*+,/:;=?@[]~")
+    return headers
+
+
+def to_wire(message: Message, otherwise: str) -> Wire:
+    """Return what arrived; one that somebody else published without an id is called ``otherwise``."""
+    found = message.headers
+    if not found:
+        return Wire(otherwise, message.data)
+    key = found.get(KEY)
+    headers = {name: value for name, value in found.items() if name != KEY and not name.startswith("Nats-")}
+    return Wire(
+        found.get(ID) or otherwise,
+        message.data,
+        MappingProxyType(headers) if headers else EMPTY,
+        None if key is None else unquote(key),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Say which consumer of which stream is taken from, and how."""
+
+    stream: str
+    consumer: str
+    prefetch: int
+    lease: float
+    pinned: bool = False
+    ephemeral: bool = False
+    dead: str = ""
+    """The subject of the group's dead; none: what is rejected is only dropped."""
+
+    @property
+    def name(self) -> str:
+        """Return what it is called in errors."""
+        return f"consumer {self.consumer!r} of stream {self.stream!r}"
+
+
+class Pulled:
+    """Be one message of a consumer."""
+
+    __slots__ = ("attempt", "place", "puller", "reply", "settled", "until", "wire")
+
+    def __init__(self, puller: "Puller", message: Message, until: float) -> None:
+        tokens = message.reply.split(".")
+        shift = 0 if len(tokens) == 9 else 2
+        self.puller = puller
+        self.reply = message.reply
+        self.until = until
+        self.attempt = int(tokens[4 + shift])
+        self.place = int(tokens[5 + shift])
+        self.wire = to_wire(message, f"{puller.source.stream}:{self.place}")
+        self.settled = False
+
+    async def ack(self) -> None:
+        """Settle it as done; returns when the server knows."""
+        if self._settle():
+            await self.puller.settle(self, b"+ACK")
+
+    async def retry(self, after: float) -> None:
+        """Settle it as to come again in ``after`` seconds."""
+        if not 0 <= after < math.inf:
+            raise ValueError(f"retry() takes the seconds to wait, 0 or more, not {after!r}")
+        if self._settle():
+            await self.puller.settle(self, _nak(after))
+
+    async def reject(self, reason: str) -> None:
+        """Settle it as dead: a copy with the reason is stored first."""
+        if self._settle():
+            await self.puller.line.run(lambda: self.puller.bury(self, reason))
+
+    async def extend(self) -> None:
+        """Keep it for another lease."""
+        if not self.settled:
+            self._check()
+            until = self.puller.line.loop.time() + self.puller.source.lease
+            await self.puller.tell(self.reply, b"+WPI")
+            self.until = until
+
+    def lapsed(self) -> bool:
+        """Tell whether the lease is over, so that the server may have given it to another."""
+        return self.puller.line.loop.time() >= self.until
+
+    def _settle(self) -> bool:
+        if self.settled:
+            return False
+        self._check()
+        self.settled = True
+        return True
+
+    def _check(self) -> None:
+        if self.puller.lost:
+            raise SettleError(f"{self.puller.lost}, so the message goes to another")
+        if self.lapsed():
+            self.puller.forget(self)
+            raise SettleError(f"its lease of {self.puller.source.lease:g} s is over, so the message goes to another")
+
+
+class Puller:
+    """Be a subscription to one consumer."""
+
+    def __init__(self, line: Line, source: Source) -> None:
+        self.line = line
+        self.source = source
+        self.lost = ""
+        self._open: set[Pulled] = set()
+        self._buffer: list[Pulled] = []
+        self._news = asyncio.Event()
+        self._stopping = False
+        self._stopped = False
+        self._listener: Any = None
+        self._ending = asyncio.Lock()
+        self._inbox = ""
+        self._next = ""
+        self._asked = 0
+        self._asks = 0
+        self._heard = 0.0
+        self._pin = ""
+        self._kept = 0.0
+        self._ticking = False
+        self._verbs: list[tuple[str, bytes, asyncio.Future[str]]] = []
+
+    async def open(self) -> None:
+        """Begin to take messages."""
+        domain = f"{self.line.address.domain}." if self.line.address.domain else ""
+        self._next = f"$JS.{domain}API.CONSUMER.MSG.NEXT.{self.source.stream}.{self.source.consumer}"
+        self._inbox = self.line.inbox()
+        self._listener = await self.line.listen(f"{self._inbox}.*", self._arrive)
+        self.line.pumps.add(self)
+        self._tick()
+
+    async def receive(self) -> Delivery:
+        """Return the next message."""
+        while True:
+            while self._buffer:
+                pulled = self._buffer.pop(0)
+                if not pulled.lapsed():
+                    return pulled
+                self.forget(pulled)
+            if self.lost:
+                raise Lost(self.lost)
+            if self._stopped:
+                raise anyio.EndOfStream
+            self._news.clear()
+            await self._news.wait()
+
+    async def stop(self) -> None:
+        """Take no more in, and hand back what nobody has received."""
+        if not self.lost:
+            await self.line.run(self._drain)
+
+    async def close(self) -> None:
+        """Hand back everything, and let another be pinned; call it through ``start``."""
+        if self.lost:
+            return
+        await self._drain()
+        await self._hand_back([*self._open])
+        self.lose("the subscription was left")
+        self.line.pumps.discard(self)
+        stream, consumer = self.source.stream, self.source.consumer
+        if self.source.ephemeral:
+            await self.line.api(f"CONSUMER.DELETE.{stream}.{consumer}")
+        elif self._pin:
+            await self.line.api(f"CONSUMER.UNPIN.{stream}.{consumer}", {"group": GROUP})
+
+    def lose(self, why: str) -> None:
+        """End it; what is unsettled comes back when its lease is over."""
+        if self.lost:
+            return
+        self.lost = why
+        self._buffer.clear()
+        self._open.clear()
+        for _, _, done in self._verbs:
+            if not done.done():
+                done.set_result(why)
+        self._verbs.clear()
+        self._news.set()
+
+    def pulse(self, now: float) -> None:
+        """Look after pull requests: ask again, stay pinned, and notice when nothing is heard any more."""
+        if self._asked and now - self._heard > SILENCE:
+            self._lose(f"{self.source.name} has given no sign for {SILENCE:g} s")
+        if self._pin and now - self._kept >= min(KEEP, self.source.lease / 4):
+            self._kept = now
+            body = {"batch": 1, "no_wait": True, "max_bytes": 1, "group": GROUP, "id": self._pin}
+            self.line.request(self._next, json.dumps(body).encode()).add_done_callback(self._kept_pin)
+        self._tick()
+
+    def forget(self, pulled: Pulled) -> None:
+        """Count a delivery as unsettled no more."""
+        self._open.discard(pulled)
+        self._wake()
+
+    async def settle(self, pulled: Pulled, verb: bytes) -> None:
+        """Tell the server what became of a message. Raises ``SettleError``."""
+        self.forget(pulled)
+        await self.tell(pulled.reply, verb)
+
+    async def tell(self, reply: str, verb: bytes) -> None:
+        """Send a verb together with others of this turn, and wait until the server has it. Raises ``SettleError``."""
+        done: asyncio.Future[str] = self.line.loop.create_future()
+        self._verbs.append((reply, verb, done))
+        self._wake()
+        if why := await done:
+            raise SettleError(why)
+
+    async def bury(self, pulled: Pulled, reason: str) -> None:
+        """Store a dead copy, then end the message. Raises ``SettleError``, and then it comes back."""
+        try:
+            if self.source.dead:
+                await self._keep_dead(pulled, reason)
+        finally:
+            self.forget(pulled)
+        await self.tell(pulled.reply, b"+TERM")
+
+    async def _keep_dead(self, pulled: Pulled, reason: str) -> None:
+        headers = from_wire(pulled.wire)
+        headers[ORIGIN] = pulled.wire.id
+        headers[ID] = f"{self.source.consumer}:{self.source.stream}:{pulled.place}"
+        headers[REASON] = quote(reason, safe=" !#$&'()*+,/:;=?@[]~")
+        answer = await self.line.request(self.source.dead, pulled.wire.body, headers)
+        if isinstance(answer, Lost) or is_unheard(answer) or b'"error"' in answer.data:
+            why = answer if isinstance(answer, Lost) else answer.data.decode() or "no stream takes it"
+            raise SettleError(f"the dead copy could not be stored on {self.source.dead!r}, so it comes again: {why}")
+
+    async def _arrive(self, message: Message) -> None:
+        self._heard = self.line.loop.time()
+        if not message.reply.startswith("$JS.ACK."):
+            self._status(message)
+            return
+        self._asked = max(self._asked - 1, 0)
+        if self.source.pinned and message.headers:
+            self._pin = message.headers.get("Nats-Pin-Id") or self._pin
+        pulled = Pulled(self, message, self._heard + self.source.lease)
+        if self._stopping or self.lost:
+            self.line.send(pulled.reply, b"-NAK")
+            return
+        self._open.add(pulled)
+        if self.source.pinned:
+            insort(self._buffer, pulled, key=attrgetter("place"))
+        else:
+            self._buffer.append(pulled)
+        self._news.set()
+        self._wake()
+
+    def _status(self, message: Message) -> None:
+        """Read what the server says about a pull request."""
+        headers: Mapping[str, str] = message.headers or {}
+        status, words = headers.get("Status", ""), headers.get("Description", "")
+        if status == "100":
+            return
+        batch = message.subject.rpartition(".")[2]
+        self._asked = max(self._asked - int(headers.get("Nats-Pending-Messages", batch)), 0)
+        if status == "503" or words in ("Consumer Deleted", "Consumer is push based"):
+            self._lose(f"{self.source.name} is gone")
+        elif status == "423" and self._pin:
+            self._lose(f"{self.source.name} went to another process")
+        elif status == "400":
+            self._lose(f"{self.source.name} is not as it should be: {words}")
+        elif status == "408":
+            self._wake()
+
+    def _lose(self, why: str) -> None:
+        self.line.pumps.discard(self)
+        self.lose(why)
+        self.line.start(self._quit)
+
+    async def _quit(self) -> None:
+        """Listen no more."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.unsubscribe()
+
+    def _kept_pin(self, answer: "asyncio.Future[Any]") -> None:
+        """Look whether we are pinned still; that there is no message, or none so small, is as it should be."""
+        found = None if answer.cancelled() else answer.result()
+        if not isinstance(found, Lost | None) and (found.headers or {}).get("Status") == "423" and not self.lost:
+            self._lose(f"{self.source.name} went to another process")
+
+    def _wake(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self.line.loop.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        """Send what one turn of the event loop has gathered."""
+        self._ticking = False
+        if self.lost:
+            return
+        verbs, self._verbs = self._verbs, []
+        if verbs:
+            for reply, verb, _ in verbs[:-1]:
+                self.line.send(reply, verb)
+            reply, verb, _ = verbs[-1]
+            last = self.line.request(reply, verb)
+            last.add_done_callback(lambda answer: self._told(verbs, answer))
+        if not self._stopping:
+            self._pull()
+
+    def _told(self, verbs: Sequence[tuple[str, bytes, asyncio.Future[str]]], last: "asyncio.Future[Any]") -> None:
+        answer = Lost("cut off") if last.cancelled() else last.result()
+        why = str(answer) if isinstance(answer, Lost) else ""
+        if not why and is_unheard(answer):
+            why = f"{self.source.name} is gone"
+        for _, _, done in verbs:
+            if not done.done():
+                done.set_result(why)
+
+    def _pull(self) -> None:
+        """Ask for as many messages as there is credit, unless enough are asked for."""
+        credit = self.source.prefetch - len(self._open) - self._asked
+        limit = 0 if self.source.pinned and not self._pin else self.source.prefetch // 2
+        if credit <= 0 or self._asked > limit:
+            return
+        if not self._asked:
+            self._heard = self.line.loop.time()
+        self._asked += credit
+        body: dict[str, object] = {
+            "batch": credit, "expires": int(LINGER * NANO), "idle_heartbeat": int(BEAT * NANO),
+        }  # fmt: skip
+        if self.source.pinned:
+            body["group"] = GROUP
+            if self._pin:
+                body["id"] = self._pin
+        self.line.send(self._next, json.dumps(body).encode(), reply=f"{self._inbox}.{credit}")
+
+    async def _drain(self) -> None:
+        """End the intake at the server, take what was on its way, and hand it back."""
+        self._stopping = True
+        async with self._ending:
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                await listener.drain()
+                self._asked = 0
+                await self._hand_back(self._buffer)
+            self._stopped = True
+            self._news.set()
+
+    async def _hand_back(self, some: Sequence[Pulled]) -> None:
+        """Give messages back in their order."""
+        done: asyncio.Future[str] | None = None
+        for pulled in sorted(some, key=attrgetter("place")):
+            if not pulled.settled and not pulled.lapsed():
+                pulled.settled = True
+                done = self.line.loop.create_future()
+                self._verbs.append((pulled.reply, b"-NAK", done))
+            self.forget(pulled)
+        self._buffer.clear()
+        if done is not None:
+            self._tick()
+            await done
+
+
+def _nak(after: float) -> bytes:
+    if not after:
+        return b"-NAK"
+    return b'-NAK {"delay": %d}' % math.ceil(min(after, LONGEST) * NANO)
