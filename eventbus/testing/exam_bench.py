@@ -90,11 +90,14 @@ class Desk:
         await self.transport.publish(self.topic, wires)
 
     def subscribe(
-        self, group: str | None = "a", *, prefetch: int = 100, ordered: bool = False
+        self, group: str | None = "a", *, topic: str = "", prefetch: int = 100, ordered: bool = False
     ) -> AbstractAsyncContextManager[Subscription]:
-        """Subscribe to the topic; where there are no groups, as a listener."""
-        lease, group = self.bench.lease, group if self.transport.capabilities.groups else None
-        return self.transport.subscribe(self.topic, group=group, prefetch=prefetch, lease=lease, ordered=ordered)
+        """Subscribe to the topic; where there are no groups, to what is broadcast."""
+        group = group if self.transport.capabilities.groups else None
+        lease = self.bench.lease
+        return self.transport.subscribe(
+            topic or self.topic, group=group, prefetch=prefetch, lease=lease, ordered=ordered
+        )
 
     async def take(self, subscription: Subscription, count: int, *, within: float | None = None) -> list[Delivery]:
         """Return the next ``count`` deliveries, unsettled. Raises ``AssertionError`` if they do not come in time."""
