@@ -42,6 +42,7 @@ SCHEMES: dict[str, str] = {
     "kafka": "eventbus.transports.kafka:KafkaTransport",
     "kafka+ssl": "eventbus.transports.kafka:KafkaTransport",
     "nats": "eventbus.transports.nats:NatsTransport",
+    "nats+core": "eventbus.transports.nats:NatsCoreTransport",
 }
 """URL scheme -> "module:class"; the class is built from the whole URL by ``from_url``."""
 

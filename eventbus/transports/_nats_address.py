@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 __all__ = ("Address", "consumer_of", "dead_stream_of", "dead_subject_of", "safe_name", "stream_of", "subject_of")
@@ -93,8 +94,8 @@ def _server(host: str, where: str) -> str:
     return f"nats://{name}:{port}"
 
 
-def _values(options: Mapping[str, str], where: str) -> dict[str, object]:
-    values: dict[str, object] = {}
+def _values(options: Mapping[str, str], where: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for name, text in options.items():
         try:
             if name in ("tls", "tls_first", "declare"):

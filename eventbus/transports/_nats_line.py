@@ -87,7 +87,7 @@ class Line:
         self.address = address
         self.lost = ""
         self.max_payload = 1_048_576
-        self.version = (0, 0)
+        self.version: tuple[int, int] = (0, 0)
         self.pumps: set[Pump] = set()
         self.loop = asyncio.get_running_loop()
         self._tasks = tasks
@@ -118,7 +118,7 @@ class Line:
             raise Refused(f"{self.address} offers no TLS, and the URL asks for it")
         self.max_payload = self._client.max_payload
         version = self._client.connected_server_version
-        self.version = (version.major, version.minor)
+        self.version = (int(version.major), int(version.minor))
         self._inbox = self._client.new_inbox()
         await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
         self._tasks.start_soon(self._write, name="eventbus nats writer")
@@ -151,9 +151,7 @@ class Line:
         if self.lost:
             raise Lost(self.lost)
 
-    def request(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None = None
-    ) -> "asyncio.Future[Answer]":
+    def request(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> "asyncio.Future[Answer]":
         """Send something that is answered; return the answer to come."""
         answer: asyncio.Future[Answer] = self.loop.create_future()
         if self.lost:
@@ -184,7 +182,8 @@ class Line:
             raise answer
         if is_unheard(answer):
             raise Lost(f"{self.address} answers no JetStream requests: is it started with JetStream (-js)?")
-        return json.loads(answer.data)
+        found: dict[str, Any] = json.loads(answer.data)
+        return found
 
     async def listen(self, subject: str, arrive: Callable[[Any], Awaitable[None]], limit: int = 0) -> Any:
         """Subscribe to a subject; call it through ``run``."""
@@ -194,7 +193,7 @@ class Line:
 
     def inbox(self) -> str:
         """Return a subject that nobody else has."""
-        return self._client.new_inbox()
+        return str(self._client.new_inbox())
 
     def start(self, operation: Callable[[], Awaitable[R]]) -> "asyncio.Future[R | TransportError]":
         """Run an operation in a task of this line, whoever waits for it; its future never raises."""
@@ -221,6 +220,10 @@ class Line:
             self._tasks.start_soon(run)
         return outcome
 
+    def spawn(self, operation: Callable[[], Awaitable[None]]) -> None:
+        """Run an operation for which nobody waits."""
+        _ = self.start(operation)
+
     async def run(self, operation: Callable[[], Awaitable[R]]) -> R:
         """Run an operation in a task of this line, and wait for it."""
         outcome = await self.start(operation)
@@ -241,7 +244,7 @@ class Line:
         if address.token is not None:
             options |= {"token": lambda: self._secret(address.token)}
         if address.credentials is not None or address.nkey is not None:
-            require("nkeys", extra="nats", what="nats:// with credentials= or nkey=")
+            require("nkeys", extra="nats-nkeys", what="nats:// with credentials= or nkey=")
             options |= {"user_credentials": address.credentials, "nkeys_seed": address.nkey}
         try:
             await self._client.connect(

@@ -12,24 +12,16 @@ from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any
-from urllib.parse import quote, unquote
 
 import anyio
 
-from eventbus.clock import new_id
-from eventbus.context import EMPTY
 from eventbus.errors import Lost, SettleError
-from eventbus.transport import Delivery, Wire
-from eventbus.transports._nats_line import Line, Message, is_unheard
+from eventbus.transport import Delivery
+from eventbus.transports._nats_line import Answer, Line, Message, is_unheard
+from eventbus.transports._nats_wire import dead_headers, to_wire
 
-__all__ = ("GROUP", "ID", "KEY", "REASON", "Pulled", "Puller", "Source", "from_wire", "to_wire")
-
-ID = "Nats-Msg-Id"
-KEY = "eventbus-key"
-REASON = "eventbus-reason"
-ORIGIN = "eventbus-id"
+__all__ = ("GROUP", "KEEP", "Pulled", "Puller", "Source")
 
 GROUP = "eventbus"
 """The one priority group of an ordered consumer; who is pinned in it gets everything."""
@@ -44,29 +36,6 @@ SILENCE = 3 * BEAT
 NANO = 1_000_000_000
 LONGEST = 9e9
 """Seconds that the server can count in nanoseconds."""
-
-
-def from_wire(wire: Wire) -> dict[str, str]:
-    """Return the headers that a wire travels with."""
-    headers = {**wire.headers, ID: wire.id}
-    if wire.key is not None:
-        headers[KEY] = quote(wire.key, safe=" !#$&'()*+,/:;=?@[]~")
-    return headers
-
-
-def to_wire(message: Message, otherwise: str) -> Wire:
-    """Return what arrived; one that somebody else published without an id is called ``otherwise``."""
-    found = message.headers
-    if not found:
-        return Wire(otherwise, message.data)
-    key = found.get(KEY)
-    headers = {name: value for name, value in found.items() if name != KEY and not name.startswith("Nats-")}
-    return Wire(
-        found.get(ID) or otherwise,
-        message.data,
-        MappingProxyType(headers) if headers else EMPTY,
-        None if key is None else unquote(key),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,10 +235,7 @@ class Puller:
         await self.tell(pulled.reply, b"+TERM")
 
     async def _keep_dead(self, pulled: Pulled, reason: str) -> None:
-        headers = from_wire(pulled.wire)
-        headers[ORIGIN] = pulled.wire.id
-        headers[ID] = f"{self.source.consumer}:{self.source.stream}:{pulled.place}"
-        headers[REASON] = quote(reason, safe=" !#$&'()*+,/:;=?@[]~")
+        headers = dead_headers(pulled.wire, f"{self.source.consumer}:{self.source.stream}:{pulled.place}", reason)
         answer = await self.line.request(self.source.dead, pulled.wire.body, headers)
         if isinstance(answer, Lost) or is_unheard(answer) or b'"error"' in answer.data:
             why = answer if isinstance(answer, Lost) else answer.data.decode() or "no stream takes it"
@@ -315,7 +281,7 @@ class Puller:
     def _lose(self, why: str) -> None:
         self.line.pumps.discard(self)
         self.lose(why)
-        self.line.start(self._quit)
+        self.line.spawn(self._quit)
 
     async def _quit(self) -> None:
         """Listen no more."""
@@ -323,10 +289,10 @@ class Puller:
         if listener is not None:
             await listener.unsubscribe()
 
-    def _kept_pin(self, answer: "asyncio.Future[Any]") -> None:
+    def _kept_pin(self, coming: "asyncio.Future[Answer]") -> None:
         """Look whether we are pinned still; that there is no message, or none so small, is as it should be."""
-        found = None if answer.cancelled() else answer.result()
-        if not isinstance(found, Lost | None) and (found.headers or {}).get("Status") == "423" and not self.lost:
+        answer = coming.result()
+        if not isinstance(answer, Lost) and (answer.headers or {}).get("Status") == "423" and not self.lost:
             self._lose(f"{self.source.name} went to another process")
 
     def _wake(self) -> None:
@@ -349,10 +315,12 @@ class Puller:
         if not self._stopping:
             self._pull()
 
-    def _told(self, verbs: Sequence[tuple[str, bytes, asyncio.Future[str]]], last: "asyncio.Future[Any]") -> None:
-        answer = Lost("cut off") if last.cancelled() else last.result()
-        why = str(answer) if isinstance(answer, Lost) else ""
-        if not why and is_unheard(answer):
+    def _told(self, verbs: Sequence[tuple[str, bytes, asyncio.Future[str]]], last: "asyncio.Future[Answer]") -> None:
+        answer = last.result()
+        why = ""
+        if isinstance(answer, Lost):
+            why = str(answer)
+        elif is_unheard(answer):
             why = f"{self.source.name} is gone"
         for _, _, done in verbs:
             if not done.done():

@@ -6,10 +6,12 @@ from nats.aio.client import Client
 from eventbus.testing.transport_exam import Bench, Check, checks_for, examine
 from eventbus.transport import Transport, connect
 from eventbus.transports import _nats_address as names
-from eventbus.transports.nats import NatsTransport
+from eventbus.transports.nats import NatsCoreTransport, NatsTransport
 from tests.servers.server import Server
 
 CAPABILITIES = NatsTransport.from_url("nats://localhost").capabilities
+
+CORE = NatsCoreTransport.from_url("nats+core://localhost").capabilities
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +47,8 @@ async def buried(url: str, topic: str, group: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("check", checks_for(CAPABILITIES), ids=str)
 async def test_exam(bench: Bench, check: Check) -> None:
     await examine(bench, check)
+
+
+@pytest.mark.parametrize("check", checks_for(CORE), ids=str)
+async def test_exam_of_core_nats(nats: Server, check: Check) -> None:
+    await examine(Bench(make=lambda: connect(f"nats+core{nats.url.removeprefix('nats')}"), quiet=0.05), check)
