@@ -109,7 +109,7 @@ class Line:
                 await self._connect()
         except TimeoutError:
             await self._hang_up()
-            raise Lost(f"{self.address} did not answer within {PATIENCE:g} s{self._because()}") from None
+            raise Lost(f"{self.address} did not answer in time{self._because()}") from None
         except BaseException:
             await self._hang_up()
             raise
@@ -255,6 +255,8 @@ class Line:
             )  # fmt: skip
         except errors.NoServersError:
             raise Lost(f"nobody answers at {address}{self._because()}") from None
+        except TimeoutError:
+            raise
         except (OSError, errors.Error) as error:
             if "authorization" in str(error).lower():
                 raise Refused(f"{address} does not let us in ({error}): look at user and password") from None

@@ -237,9 +237,16 @@ class Puller:
     async def _keep_dead(self, pulled: Pulled, reason: str) -> None:
         headers = dead_headers(pulled.wire, f"{self.source.consumer}:{self.source.stream}:{pulled.place}", reason)
         answer = await self.line.request(self.source.dead, pulled.wire.body, headers)
-        if isinstance(answer, Lost) or is_unheard(answer) or b'"error"' in answer.data:
-            why = answer if isinstance(answer, Lost) else answer.data.decode() or "no stream takes it"
-            raise SettleError(f"the dead copy could not be stored on {self.source.dead!r}, so it comes again: {why}")
+        if isinstance(answer, Lost):
+            why = str(answer)
+        elif is_unheard(answer):
+            why = "its stream is gone"
+            self._lose(f"the stream that keeps the dead of {self.source.name} is gone")
+        elif b'"error"' in answer.data:
+            why = answer.data.decode()
+        else:
+            return
+        raise SettleError(f"the dead copy on {self.source.dead!r} could not be stored, so the message comes again: {why}")
 
     async def _arrive(self, message: Message) -> None:
         self._heard = self.line.loop.time()

@@ -1,0 +1,569 @@
+"""NATS loses its server, its connection, its consumers and its rights, and nothing that was confirmed is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from nats.aio.client import Client
+
+from eventbus.clock import Runtime, new_id
+from eventbus.errors import Lost, PublishError, Refused, SettleError
+from eventbus.limits import Limits
+from eventbus.link import Link
+from eventbus.transport import Delivery, Subscription, Transport, Wire, connect
+from eventbus.transports import _nats_address as names
+from tests.servers import nats as nats_recipe
+from tests.servers.fixtures import Absent, provide
+from tests.servers.proxy import Fault, Proxy
+from tests.servers.server import Server
+
+pytestmark = pytest.mark.timeout(120)
+
+MESSAGES = int(os.environ.get("EVENTBUS_LOAD", "2000"))
+"""How many messages are under way while the server is restarted: 10,000 where there is time."""
+LEASE = 1.0
+SECRET = "no-one-may-see-this"
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """Run on asyncio: the client knows no other."""
+    return "asyncio"
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"faults.{new_id()}"
+
+
+@asynccontextmanager
+async def api(url: str) -> AsyncGenerator[Callable[..., Any]]:
+    """Yield what asks JetStream, as an operator does."""
+    client = Client()
+    await client.connect(url)
+
+    async def ask(verb: str, body: object = None) -> dict[str, Any]:
+        answer = await client.request(f"$JS.API.{verb}", b"" if body is None else json.dumps(body).encode(), timeout=5)
+        found: dict[str, Any] = json.loads(answer.data)
+        assert "error" not in found, found
+        return found
+
+    try:
+        yield ask
+    finally:
+        await client.close()
+
+
+async def take(subscription: Subscription, count: int, within: float = 5.0) -> list[Delivery]:
+    taken: list[Delivery] = []
+    with anyio.fail_after(within):
+        while len(taken) < count:
+            taken.append(await subscription.receive())
+    return taken
+
+
+def wires(*ids: str, key: str | None = None) -> list[Wire]:
+    return [Wire(id, b"{}", key=key) for id in ids]
+
+
+def numbered(count: int, key: str | None = None) -> list[Wire]:
+    return [Wire(new_id(), b"%d" % number, key=key) for number in range(count)]
+
+
+def group(transport: Transport, topic: str, *, prefetch: int = 10, lease: float = LEASE, ordered: bool = False):
+    return transport.subscribe(topic, group="g", prefetch=prefetch, lease=lease, ordered=ordered)
+
+
+@pytest.mark.parametrize("verb", ["CONSUMER.DELETE.{stream}.g", "STREAM.DELETE.{stream}"])
+async def test_what_is_deleted_while_it_is_used_is_lost_and_comes_back_by_subscribing(
+    nats: Server, topic: str, verb: str
+) -> None:
+    async with connect(nats.url) as transport, api(nats.url) as ask:
+        async with group(transport, topic) as subscription:
+            await ask(verb.format(stream=names.stream_of(topic)))
+            with anyio.fail_after(5), pytest.raises(Lost, match="gone"):
+                await subscription.receive()
+        async with group(transport, topic) as subscription:
+            await transport.publish(topic, wires("after"))
+            [delivery] = await take(subscription, 1)
+            await delivery.ack()
+
+
+async def test_a_stream_deleted_while_nobody_subscribes_is_made_again_by_publishing(nats: Server, topic: str) -> None:
+    async with connect(nats.url) as transport, api(nats.url) as ask:
+        await transport.publish(topic, wires("1"))
+        await ask(f"STREAM.DELETE.{names.stream_of(topic)}")
+        await transport.publish(topic, wires("2", "3"))
+        async with group(transport, topic) as subscription:
+            assert {delivery.wire.id for delivery in await take(subscription, 2)} == {"2", "3"}
+
+
+async def test_settling_with_a_deleted_consumer_is_an_error(nats: Server, topic: str) -> None:
+    async with connect(nats.url) as transport, api(nats.url) as ask, group(transport, topic, prefetch=1) as one:
+        await transport.publish(topic, wires("1"))
+        [delivery] = await take(one, 1)
+        await ask(f"CONSUMER.DELETE.{names.stream_of(topic)}.g")
+        with anyio.fail_after(5), pytest.raises(SettleError, match="gone"):
+            await delivery.ack()
+
+
+async def test_nothing_dies_without_its_dead_copy(nats: Server, topic: str) -> None:
+    async with connect(nats.url) as transport, api(nats.url) as ask:
+        async with group(transport, topic) as subscription:
+            await transport.publish(topic, wires("1"))
+            [delivery] = await take(subscription, 1)
+            await ask(f"STREAM.DELETE.{names.dead_stream_of(topic)}")
+            with pytest.raises(SettleError, match="comes again"):
+                await delivery.reject("bad")
+            with pytest.raises(Lost, match="dead"):
+                await subscription.receive()
+        async with group(transport, topic) as subscription:
+            [delivery] = await take(subscription, 1)
+            await delivery.reject("bad")
+            info = await ask(f"STREAM.INFO.{names.dead_stream_of(topic)}")
+            assert info["state"]["messages"] == 1
+
+
+async def test_a_lease_is_kept_by_extending_and_lost_by_waiting(nats: Server, topic: str) -> None:
+    async with connect(nats.url) as transport, group(transport, topic) as one, group(transport, topic) as other:
+        await transport.publish(topic, wires("1"))
+        held: list[tuple[Delivery, Subscription]] = []
+
+        async def receive(subscription: Subscription) -> None:
+            held.append((await subscription.receive(), subscription))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive, one)
+            tasks.start_soon(receive, other)
+            while not held:
+                await anyio.sleep(0.01)
+            for _ in range(6):
+                await anyio.sleep(LEASE / 2)
+                await held[0][0].extend()
+            assert len(held) == 1
+            tasks.cancel_scope.cancel()
+        [again] = await take(other if held[0][1] is one else one, 1, within=LEASE + 2)
+        assert again.attempt == 2
+        for verb in (held[0][0].extend, held[0][0].ack):
+            with pytest.raises(SettleError, match="lease"):
+                await verb()
+        await again.ack()
+    async with api(nats.url) as ask:
+        info = await ask(f"CONSUMER.INFO.{names.stream_of(topic)}.g")
+        assert (info["num_ack_pending"], info["num_pending"]) == (0, 0)
+
+
+async def test_a_retry_outlives_a_restart_of_the_server(nats: Server, topic: str) -> None:
+    async with connect(nats.url) as transport, group(transport, topic) as subscription:
+        await transport.publish(topic, wires("1"))
+        [delivery] = await take(subscription, 1)
+        await delivery.retry(0.5)
+        nats.restart()
+        with anyio.fail_after(5), pytest.raises(Lost):
+            await subscription.receive()
+        with pytest.raises(PublishError) as caught:
+            await transport.publish(topic, wires("2"))
+        assert isinstance(caught.value.failed[0], Lost)
+    async with connect(nats.url) as transport, group(transport, topic) as subscription:
+        [delivery] = await take(subscription, 1)
+        assert (delivery.wire.id, delivery.attempt) == ("1", 2)
+        await delivery.ack()
+
+
+async def test_acks_of_one_turn_go_out_in_one_write_and_are_answered_once(
+    nats: Server, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nats.aio.transport import TcpTransport
+
+    written: list[bytes] = []
+    original = TcpTransport.writelines
+
+    def writelines(self: TcpTransport, payload: list[bytes]) -> None:
+        written.append(b"".join(payload))
+        original(self, payload)
+
+    async with connect(nats.url) as transport, group(transport, topic, prefetch=200, lease=30.0) as subscription:
+        await transport.publish(topic, numbered(200))
+        held = await take(subscription, 200)
+        monkeypatch.setattr(TcpTransport, "writelines", writelines)
+        async with anyio.create_task_group() as tasks:
+            for delivery in held:
+                tasks.start_soon(delivery.ack)
+        acks = [text for text in written if b"+ACK" in text]
+        assert [text.count(b"+ACK") for text in acks] == [200]
+        assert acks[0].count(b"_INBOX") == 1 + acks[0].count(b"MSG.NEXT")
+    async with api(nats.url) as ask:
+        assert (await ask(f"CONSUMER.INFO.{names.stream_of(topic)}.g"))["num_ack_pending"] == 0
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_a_server_that_ends_twice_under_load_loses_nothing(nats: Server, topic: str, end: str) -> None:
+    """A hundred publishers and one consumer go on over two restarts; every confirmed id arrives."""
+    link = Link("nats", connect(nats.url), Runtime(), Limits(connect=30.0))
+    link.topics[topic] = ("g",)
+    count = MESSAGES // 2
+    todo = list(enumerate(numbered(count)))[::-1]
+    confirmed: set[str] = set()
+    arrived: list[str] = []
+    lives: list[int] = []
+    restarts = 0
+
+    async def publish() -> None:
+        while todo:
+            number, wire = todo.pop()
+            while number * 3 // count > restarts:  # each third waits until the server is about to end once more
+                await anyio.sleep(0.01)
+            while wire.id not in confirmed:
+                try:
+                    await link.publish(topic, [wire])
+                    confirmed.add(wire.id)
+                except (Lost, PublishError):
+                    await anyio.sleep(0.05)
+
+    async def consume() -> None:
+        while True:
+            try:
+                async with link.subscribe(topic, group="g", prefetch=50, lease=5.0, ordered=False) as subscription:
+                    lives.append(0)
+                    while True:
+                        delivery = await subscription.receive()
+                        arrived.append(delivery.wire.id)
+                        lives[-1] += 1
+                        tasks.start_soon(ack, delivery)
+            except Lost:
+                await anyio.sleep(0.05)
+
+    async def ack(delivery: Delivery) -> None:
+        try:
+            await delivery.ack()
+        except SettleError:
+            assert restarts
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(link.keep)
+        tasks.start_soon(consume)
+        async with anyio.create_task_group() as publishers:
+            for _ in range(100):
+                publishers.start_soon(publish)
+            for life in (1, 2):
+                with anyio.fail_after(60):
+                    while len(confirmed) < life * count // 4 or len(lives) < life or not lives[-1]:
+                        await anyio.sleep(0.01)
+                restarts = life
+                await anyio.to_thread.run_sync(getattr(nats, end))
+                nats.start()  # in this thread: the server would end with any other
+        with anyio.fail_after(30):
+            while confirmed - {*arrived} or len(lives) < 3:
+                await anyio.sleep(0.05)
+        tasks.cancel_scope.cancel()
+    assert len(lives) == 3
+    assert {*arrived} == confirmed
+    assert len(confirmed) == count
+
+
+async def test_a_connection_that_hangs_is_lost_for_all_who_wait(nats: Server, topic: str) -> None:
+    ends: list[BaseException] = []
+
+    async def wait(operation: Callable[[], Any]) -> None:
+        try:
+            await operation()
+        except (Lost, PublishError, SettleError) as error:
+            ends.append(error)
+
+    async with Proxy(nats.port).running() as proxy:
+        with anyio.fail_after(15 + 3):
+            async with connect(f"nats://127.0.0.1:{proxy.port}") as transport, group(transport, topic) as subscription:
+                await transport.publish(topic, wires("1"))
+                [delivery] = await take(subscription, 1)
+                proxy.inject(Fault(does="black-hole"))
+                with anyio.fail_after(15):
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(wait, subscription.receive)
+                        tasks.start_soon(wait, delivery.ack)
+                        for _ in range(8):  # more than the buffers of the connection hold
+                            tasks.start_soon(wait, lambda: transport.publish(topic, [Wire(new_id(), b"x" * 1_000_000)]))
+                assert len(ends) == 10
+    async with connect(nats.url) as transport, group(transport, topic) as subscription:
+        [again] = await take(subscription, 1)
+        assert again.attempt == 2
+
+
+@asynccontextmanager
+async def guarded(absent: Absent, *options: str) -> AsyncGenerator[Server]:
+    """Start a server with options of its own."""
+
+    def make() -> Any:
+        recipe = nats_recipe.recipe()
+        return replace(recipe, command=lambda place: [*recipe.command(place), *options])
+
+    with provide(make, absent) as server:
+        yield server
+
+
+async def test_wrong_credentials_are_refused_without_being_shown(
+    absent: Absent, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with guarded(absent, "--user", "shop", "--pass", "right@/:") as server:
+        right = connect(f"nats://shop:right%40%2F%3A@127.0.0.1:{server.port}")
+        async with right:
+            await right.publish(topic, wires("1"))
+        for secret in (f"shop:{SECRET}@", f"{SECRET}@", ""):
+            wrong = connect(f"nats://{secret}127.0.0.1:{server.port}")
+            with pytest.raises(Refused, match="user and password") as caught:
+                await wrong.__aenter__()
+            assert SECRET not in f"{caught.value} {caught.value!r} {wrong!r} {vars(wrong)}"
+    assert SECRET not in caplog.text
+
+
+async def test_a_token_lets_in(absent: Absent, topic: str) -> None:
+    async with guarded(absent, "--auth", "s3cret") as server:
+        async with connect(f"nats://s3cret@127.0.0.1:{server.port}") as transport:
+            await transport.publish(topic, wires("1"))
+
+
+async def test_nothing_secret_goes_to_a_server_without_the_tls_that_was_asked_for(nats: Server, absent: Absent) -> None:
+    async with guarded(absent, "--user", "shop", "--pass", SECRET) as server:
+        with pytest.raises(Refused, match="nothing secret was sent"):
+            await connect(f"nats://shop:{SECRET}@127.0.0.1:{server.port}?tls=true").__aenter__()
+    with pytest.raises(Refused, match="offers no TLS"):
+        await connect(f"{nats.url}?tls=true").__aenter__()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, absent: Absent) -> Iterator[Path]:
+    """Return a directory with a certificate for this machine and its key."""
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+        *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{tmp_path}/key.pem", "-out", f"{tmp_path}/cert.pem"),
+    ]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        absent("no openssl: install it")
+    yield tmp_path
+
+
+async def test_tls_is_used_and_the_server_is_checked(absent: Absent, topic: str, certificate: Path) -> None:
+    keys = ("--tls", "--tlscert", f"{certificate}/cert.pem", "--tlskey", f"{certificate}/key.pem")
+    async with guarded(absent, *keys, "--user", "shop", "--pass", SECRET) as server:
+        url = f"nats://shop:{SECRET}@127.0.0.1:{server.port}?tls=true"
+        async with connect(f"{url}&tls_ca={certificate}/cert.pem") as transport:
+            await transport.publish(topic, wires("1"))
+        with pytest.raises(Lost, match="(?i)certificate"):
+            await connect(url).__aenter__()
+
+
+async def test_nobody_there_is_lost_soon(nats: Server) -> None:
+    async with Proxy(nats.port).running() as proxy:
+        port = proxy.port
+        proxy.inject(Fault(does="black-hole"))
+        with anyio.fail_after(10), pytest.raises(Lost, match="did not answer"):
+            await connect(f"nats://127.0.0.1:{port}").__aenter__()
+    with anyio.fail_after(5), pytest.raises(Lost, match="nobody answers"):
+        await connect(f"nats://127.0.0.1:{port}").__aenter__()
+
+
+async def test_another_server_of_the_list_is_tried(nats: Server, topic: str) -> None:
+    async with connect(f"nats://127.0.0.1:1,127.0.0.1:{nats.port}") as transport:
+        await transport.publish(topic, wires("1"))
+
+
+CHILD = """
+import anyio, sys
+from eventbus.transport import connect
+
+async def main(url, topic, ordered):
+    async with connect(url) as transport:
+        async with transport.subscribe(topic, group="g", prefetch=10, lease=2.0, ordered=ordered == "1") as subscription:
+            for _ in range(10):
+                print((await subscription.receive()).wire.body.decode(), flush=True)
+            await anyio.sleep_forever()
+
+anyio.run(main, *sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_what_a_killed_process_held_comes_to_another_within_its_lease(
+    nats: Server, topic: str, ordered: bool
+) -> None:
+    async with connect(nats.url) as transport:
+        await transport.declare(topic, ["g"])
+        for wire in numbered(30, key="k"):
+            await transport.publish(topic, [wire])
+        command = [sys.executable, "-c", CHILD, nats.url, topic, str(int(ordered))]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            held = [int(await anyio.to_thread.run_sync(child.stdout.readline)) for _ in range(10)]
+            child.send_signal(signal.SIGKILL)
+        got: list[int] = []
+        async with group(transport, topic, lease=2.0, ordered=ordered) as subscription:
+            with anyio.fail_after(2.0 + 2.0 + 2.0):
+                while len({*got}) < 30:
+                    delivery = await subscription.receive()
+                    got.append(int(delivery.wire.body))
+                    await delivery.ack()
+    assert sorted(got) == [*range(30)]
+    assert held == [*range(10)]
+    assert not ordered or got == [*range(30)]
+
+
+async def test_a_pinned_consumer_without_credit_stays_pinned(nats: Server, topic: str) -> None:
+    """Who holds all it may hold says nothing for longer than a lease, and still nobody else gets the key."""
+    async with connect(nats.url) as one, connect(nats.url) as other, anyio.create_task_group() as tasks:
+        async with group(one, topic, prefetch=2, ordered=True) as first, group(other, topic, ordered=True) as second:
+            await one.publish(topic, numbered(4, key="k"))
+            held = await take(first, 2)
+            for _ in range(8):
+                with anyio.move_on_after(LEASE / 2):
+                    await second.receive()
+                    raise AssertionError("another consumer has its key")
+                for delivery in held:
+                    await delivery.extend()
+            for delivery in held:
+                await delivery.ack()
+            for delivery in await take(first, 2):
+                await delivery.ack()
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_stream_that_is_there_is_used_as_it_is(nats: Server) -> None:
+    place = f"own{new_id().replace('-', '')}"
+    async with connect(nats.url) as transport, api(nats.url) as ask:
+        await ask(f"STREAM.CREATE.{place}", {"name": place, "subjects": [f"{place}.>"], "max_msgs": 1_000})
+        for topic in (f"{place}.a", f"{place}.b"):
+            async with group(transport, topic) as subscription:
+                await transport.publish(topic, wires(topic))
+                [delivery] = await take(subscription, 1)
+                await delivery.ack()
+                assert delivery.wire.id == topic
+        info = await ask(f"STREAM.INFO.{place}")
+        assert (info["state"]["messages"], info["config"]["max_msgs"]) == (2, 1_000)
+
+
+async def test_where_nothing_may_be_declared_what_is_missing_is_refused(nats: Server, topic: str) -> None:
+    async with connect(f"{nats.url}?declare=false") as transport, api(nats.url) as ask:
+        with pytest.raises(Refused, match="create one"):
+            await transport.declare(topic, ["g"])
+        with pytest.raises(PublishError, match="create one"):
+            await transport.publish(topic, wires("1"))
+        stream = names.stream_of(topic)
+        await ask(f"STREAM.CREATE.{stream}", {"name": stream, "subjects": [topic]})
+        with pytest.raises(Lost, match="leaves to you"):
+            await group(transport, topic).__aenter__()
+        config = {"durable_name": "g", "ack_policy": "explicit", "ack_wait": 10**9}
+        await ask(f"CONSUMER.DURABLE.CREATE.{stream}.g", {"stream_name": stream, "config": config})
+        with pytest.raises(Refused, match="keeps no order"):
+            await group(transport, topic, ordered=True).__aenter__()
+        async with group(transport, topic, lease=30.0) as subscription:
+            await transport.publish(topic, wires("1"))
+            [delivery] = await take(subscription, 1)
+            [again] = await take(subscription, 1)
+            assert again.attempt == 2
+            with pytest.raises(SettleError, match="lease of 1 s"):
+                await delivery.ack()
+
+
+async def test_a_broadcast_subscriber_leaves_nothing_behind(nats: Server, topic: str) -> None:
+    async with connect(nats.url) as transport, api(nats.url) as ask:
+        async with transport.subscribe(topic, group=None, prefetch=1, lease=LEASE):
+            info = await ask(f"CONSUMER.LIST.{names.stream_of(topic)}")
+            [consumer] = info["consumers"]
+            assert 0 < consumer["config"]["inactive_threshold"] <= 60 * 10**9
+        assert (await ask(f"CONSUMER.LIST.{names.stream_of(topic)}"))["total"] == 0
+
+
+async def test_what_the_server_would_refuse_is_refused_alone(nats: Server, topic: str) -> None:
+    bad = [
+        Wire("1", b"x" * 1_040_000, {f"h{number}": "v" * 4_000 for number in range(4)}),
+        Wire("2\n", b""),
+        Wire("3", b"", {"Nats-Rollup": "all"}),
+        Wire("4", b"", {"a b": ""}),
+        Wire("5", b"", {"a": " blank"}),
+        Wire("6", b"", {"a": "two\nlines"}),
+        Wire("7", b"", {"Status": "404", "Description": "mine"}),
+    ]
+    async with connect(nats.url) as transport, group(transport, topic) as subscription:
+        with pytest.raises(PublishError) as caught:
+            await transport.publish(topic, bad)
+        assert {index: type(error) for index, error in caught.value.failed.items()} == dict.fromkeys(range(6), Refused)
+        [delivery] = await take(subscription, 1)
+        assert (delivery.wire.id, delivery.wire.headers) == ("7", bad[6].headers)
+
+
+async def test_a_message_of_another_client_has_a_name_of_its_own(nats: Server, topic: str) -> None:
+    client = Client()
+    await client.connect(nats.url)
+    async with connect(nats.url) as transport, group(transport, topic) as subscription:
+        await client.jetstream().publish(topic, b"{}")
+        [first] = await take(subscription, 1)
+        await first.retry(0)
+        [again] = await take(subscription, 1)
+        assert first.wire.id == again.wire.id == f"{names.stream_of(topic)}:1"
+        assert (first.wire.key, dict(first.wire.headers)) == (None, {})
+        await again.ack()
+    await client.close()
+
+
+async def test_a_listener_of_core_nats_that_falls_behind_is_told(nats: Server, topic: str) -> None:
+    url = f"nats+core{nats.url.removeprefix('nats')}"
+    async with connect(url, Limits(queue=3)) as transport:
+        with pytest.raises(Refused, match="JetStream"):
+            await group(transport, topic).__aenter__()
+        async with transport.subscribe(topic, group=None, prefetch=1, lease=LEASE) as slow:
+            await transport.publish(topic, wires("1", "2", "3", "4"))
+            async with transport.subscribe(topic, group=None, prefetch=1, lease=LEASE) as quick:
+                await transport.publish(topic, wires("5"))
+                [delivery] = await take(quick, 1)
+                assert delivery.wire.id == "5"
+            with pytest.raises(Lost, match="more than 3 messages behind"):
+                await slow.receive()
+
+
+@pytest.mark.parametrize("scheme", ["nats", "nats+core"])
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_another_event_loop_is_refused(anyio_backend: str, scheme: str) -> None:
+    with pytest.raises(Exception, match="asyncio only"):
+        await connect(f"{scheme}://localhost").__aenter__()
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        *("?colour=red", "?tls=1", "?tls=true&tls=true", "?replicas=0", "?replicas=x", "?max_age=-1", "?name="),
+        *("/path", "#part", ":port", ",", "?max_bytes"),
+    ],
+)
+def test_a_url_with_anything_unknown_is_refused(tail: str) -> None:
+    with pytest.raises(ValueError, match="nats://localhost") as caught:
+        connect(f"nats://user:{SECRET}@localhost{tail}")
+    assert SECRET not in str(caught.value)
+
+
+def test_core_nats_has_no_options_of_jetstream() -> None:
+    with pytest.raises(ValueError, match="tls_first"):
+        connect("nats+core://localhost?replicas=3")
+
+
+def test_a_missing_client_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nats", None)
+    with pytest.raises(ImportError, match=r"pip install 'eventbus\[nats\]'"):
+        connect("nats://localhost")
+
+
+def test_names_differ_where_topics_differ() -> None:
+    topics = ["a.b", "a_b", "a-b", "a b", "a.b.c", "a*", "a>", "$a", "x" * 300, "x" * 301, ".", "\N{SNOWMAN}"]
+    assert len({names.stream_of(topic) for topic in topics}) == len(topics)
+    assert len({names.subject_of(topic) for topic in topics}) == len(topics)
+    assert names.subject_of("shop.order_placed") == "shop.order_placed"
+    for topic in topics:
+        assert len(names.stream_of(topic)) <= 180
