@@ -284,12 +284,16 @@ class Line:
         return None if writer is None else writer.transport
 
     async def _hang_up(self) -> None:
-        """Close in good order, and where that takes too long (a frozen peer) in any."""
+        """Close in good order, and where that takes too long in any: at a frozen peer the client's own end sticks."""
         socket = self._socket()
         with anyio.move_on_after(FAREWELL):
             await self._client.close()
         if socket is not None:
             socket.abort()
+        for listener in [*getattr(self._client, "_subs", {}).values()]:
+            task = getattr(listener, "_wait_for_msgs_task", None)
+            if task is not None:
+                task.cancel()
 
     def _put(self, item: Item) -> None:
         self._outbox.append(item)

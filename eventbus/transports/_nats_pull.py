@@ -246,7 +246,9 @@ class Puller:
             why = answer.data.decode()
         else:
             return
-        raise SettleError(f"the dead copy on {self.source.dead!r} could not be stored, so the message comes again: {why}")
+        raise SettleError(
+            f"the dead copy on {self.source.dead!r} could not be stored, so the message comes again: {why}"
+        )
 
     async def _arrive(self, message: Message) -> None:
         self._heard = self.line.loop.time()
@@ -257,7 +259,7 @@ class Puller:
         if self.source.pinned and message.headers:
             self._pin = message.headers.get("Nats-Pin-Id") or self._pin
         pulled = Pulled(self, message, self._heard + self.source.lease)
-        if self._stopping or self.lost:
+        if self.lost:
             self.line.send(pulled.reply, b"-NAK")
             return
         self._open.add(pulled)
