@@ -476,6 +476,18 @@ async def test_what_the_server_would_refuse_is_refused_alone(nats: Server, topic
         assert (delivery.wire.id, delivery.wire.headers) == ("7", bad[6].headers)
 
 
+async def test_a_full_stream_loses_nothing_and_takes_nothing(nats: Server, topic: str) -> None:
+    async with connect(f"{nats.url}?max_bytes=3000&max_age=3600") as transport, api(nats.url) as ask:
+        await transport.publish(topic, [Wire("1", b"x" * 2_000)])
+        with pytest.raises(PublishError, match="maximum bytes") as caught:
+            await transport.publish(topic, [Wire("2", b"x" * 2_000)])
+        assert isinstance(caught.value.failed[0], Lost)
+        async with group(transport, topic) as subscription:
+            assert [delivery.wire.id for delivery in await take(subscription, 1)] == ["1"]
+        config = (await ask(f"STREAM.INFO.{names.stream_of(topic)}"))["config"]
+        assert (config["max_age"], config["discard"]) == (3600 * 10**9, "new")
+
+
 async def test_a_message_of_another_client_has_a_name_of_its_own(nats: Server, topic: str) -> None:
     client = Client()
     await client.connect(nats.url)
