@@ -206,8 +206,9 @@ class Line:
             except TransportError as error:
                 result = error
             except Exception as error:
-                log.exception("nats: an operation failed")
                 result = Lost(self.lost or f"{type(error).__name__}: {error}")
+                if not self._client.is_closed:
+                    log.exception("nats %s: an operation failed", self.address)
             finally:
                 self._running.discard(outcome)
                 if not outcome.done():

@@ -61,19 +61,16 @@ class Topology:
     async def shared(self, topic: str, group: str, prefetch: int, lease: float, *, ordered: bool) -> Source:
         """Return the consumer of a group, with this lease and this order."""
         stream, consumer = await self.declare(topic, (group,)), names.consumer_of(group)
-        pinned = ordered and self._line.version >= (2, 11)
         source = Source(
-            stream=stream, consumer=consumer, prefetch=prefetch, lease=lease, pinned=pinned,
+            stream=stream, consumer=consumer, prefetch=prefetch, lease=lease, pinned=ordered,
             dead=names.dead_subject_of(topic, group),
         )  # fmt: skip
         if not self._address.declare:
-            return await self._check(source, ordered=ordered)
+            return await self._check(source)
         config = _config(names.subject_of(topic), lease, durable_name=consumer)
-        if pinned:
+        if ordered:
             timeout = int((lease + 2 * KEEP) * NANO)
             config |= {"priority_groups": [GROUP], "priority_policy": "pinned_client", "priority_timeout": timeout}
-        elif ordered:
-            config["max_ack_pending"] = 1
         await self._create(stream, consumer, config)
         return source
 
@@ -112,13 +109,13 @@ class Topology:
         if not only_new or _code(answer) != EXISTS:
             _raise(answer, f"creating consumer {consumer!r} of stream {stream!r}")
 
-    async def _check(self, source: Source, *, ordered: bool) -> Source:
+    async def _check(self, source: Source) -> Source:
         """Return how a consumer that somebody else made is taken from."""
         answer = await self._line.api(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
         _raise(answer, f"looking for {source.name}, which declare=false leaves to you")
         config = answer["config"]
         pinned = config.get("priority_policy") == "pinned_client"
-        if ordered and not pinned and config.get("max_ack_pending") != 1:
+        if source.pinned and not pinned and config.get("max_ack_pending") != 1:
             raise Refused(f"{source.name} keeps no order: it needs priority_policy=pinned_client or max_ack_pending=1")
         return replace(source, pinned=pinned, lease=min(source.lease, config["ack_wait"] / NANO))
 

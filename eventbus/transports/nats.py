@@ -28,6 +28,8 @@ __all__ = ("NatsCoreTransport", "NatsTransport")
 DEFAULTS = Limits()
 PAYLOAD = 1_048_576
 """Bytes of a message that a server takes unless it is told otherwise; what it does take it says when it is asked."""
+OLDEST = (2, 11)
+"""The oldest server whose consumers can be pinned to one client, and created without being changed."""
 TOO_LARGE = 10054
 """JetStream's code for a message larger than its stream takes."""
 
@@ -144,6 +146,12 @@ class NatsTransport:
     async def __aenter__(self) -> Self:
         """Connect. Raises ``Lost`` if nobody answers, and ``Refused`` if the server does not let us in."""
         line = await self._hull.open()
+        if line.version < OLDEST:
+            await self._hull.close()
+            raise Refused(
+                f"{self._hull.address} runs nats-server {'.'.join(map(str, line.version))}: JetStream needs "
+                f"{'.'.join(map(str, OLDEST))} or later here, so upgrade it"
+            )
         self._topology = Topology(line, self._limits.lease)
         self.capabilities = replace(self.capabilities, max_bytes=line.max_payload - FRAME)
         return self

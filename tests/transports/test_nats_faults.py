@@ -344,6 +344,12 @@ async def test_nobody_there_is_lost_soon(nats: Server) -> None:
         await connect(f"nats://127.0.0.1:{port}").__aenter__()
 
 
+async def test_a_server_that_is_too_old_is_refused(nats: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eventbus.transports.nats.OLDEST", (99, 1))
+    with pytest.raises(Refused, match=r"needs 99\.1 or later"):
+        await connect(nats.url).__aenter__()
+
+
 async def test_another_server_of_the_list_is_tried(nats: Server, topic: str) -> None:
     async with connect(f"nats://127.0.0.1:1,127.0.0.1:{nats.port}") as transport:
         await transport.publish(topic, wires("1"))
