@@ -163,7 +163,7 @@ async def test_a_retry_outlives_a_restart_of_the_server(nats: Server, topic: str
     async with connect(nats.url) as transport, group(transport, topic) as subscription:
         await transport.publish(topic, wires("1"))
         [delivery] = await take(subscription, 1)
-        await delivery.retry(0.5)
+        await delivery.retry(2.0)
         nats.restart()
         with anyio.fail_after(5), pytest.raises(Lost):
             await subscription.receive()
