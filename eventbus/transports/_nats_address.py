@@ -72,9 +72,14 @@ class Address:
     def __str__(self) -> str:
         return ",".join(self.servers)
 
+    @property
+    def encrypted(self) -> bool:
+        """Tell whether nothing may go over the wire without TLS."""
+        return self.tls or self.tls_first
+
     def context(self) -> ssl.SSLContext | None:
         """Return what TLS needs, or None where it is not wanted."""
-        if not (self.tls or self.tls_first):
+        if not self.encrypted:
             return None
         context = ssl.create_default_context(cafile=self.tls_ca)
         if self.tls_cert is not None:

@@ -113,7 +113,7 @@ class Line:
         except BaseException:
             await self._hang_up()
             raise
-        if self.address.context() is not None and not self.is_encrypted():
+        if self.address.encrypted and not self.is_encrypted():
             await self._hang_up()
             raise Refused(f"{self.address} offers no TLS, and the URL asks for it")
         self.max_payload = self._client.max_payload
@@ -265,7 +265,7 @@ class Line:
 
     def _secret(self, secret: str | None) -> str:
         """Return a secret, but never to a server that was to be encrypted and is not."""
-        if self.address.context() is not None and not self.is_encrypted():
+        if self.address.encrypted and not self.is_encrypted():
             raise Refused(f"{self.address} offers no TLS, and the URL asks for it: nothing secret was sent")
         return secret or ""
 
@@ -348,7 +348,7 @@ class Line:
                 if item.due > now:
                     break
                 self._answers.pop(item.number, None)
-                self._settle(item, Lost(f"{self.address} gave no answer within {PATIENCE:g} s"))
+                self._settle(item, Lost(f"{self.address} gave no answer within {PATIENCE:g} s{self._because()}"))
                 self._room.set()
             for item in self._outbox:
                 if item.due <= now:

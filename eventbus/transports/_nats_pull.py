@@ -124,7 +124,7 @@ class Puller:
         self.line = line
         self.source = source
         self.lost = ""
-        self._open: set[Pulled] = set()
+        self._open: dict[int, Pulled] = {}
         self._buffer: list[Pulled] = []
         self._news = asyncio.Event()
         self._stopping = False
@@ -134,7 +134,6 @@ class Puller:
         self._inbox = ""
         self._next = ""
         self._asked = 0
-        self._asks = 0
         self._heard = 0.0
         self._pin = ""
         self._kept = 0.0
@@ -175,7 +174,7 @@ class Puller:
         if self.lost:
             return
         await self._drain()
-        await self._hand_back([*self._open])
+        await self._hand_back([*self._open.values()])
         self.lose("the subscription was left")
         self.line.pumps.discard(self)
         stream, consumer = self.source.stream, self.source.consumer
@@ -209,7 +208,8 @@ class Puller:
 
     def forget(self, pulled: Pulled) -> None:
         """Count a delivery as unsettled no more."""
-        self._open.discard(pulled)
+        if self._open.get(pulled.place) is pulled:
+            del self._open[pulled.place]
         self._wake()
 
     async def settle(self, pulled: Pulled, verb: bytes) -> None:
@@ -219,6 +219,8 @@ class Puller:
 
     async def tell(self, reply: str, verb: bytes) -> None:
         """Send a verb together with others of this turn, and wait until the server has it. Raises ``SettleError``."""
+        if self.lost:
+            raise SettleError(f"{self.lost}, so the message goes to another")
         done: asyncio.Future[str] = self.line.loop.create_future()
         self._verbs.append((reply, verb, done))
         self._wake()
@@ -262,7 +264,9 @@ class Puller:
         if self.lost:
             self.line.send(pulled.reply, b"-NAK")
             return
-        self._open.add(pulled)
+        if (before := self._open.get(pulled.place)) is not None:
+            before.until = 0.0
+        self._open[pulled.place] = pulled
         if self.source.pinned:
             insort(self._buffer, pulled, key=attrgetter("place"))
         else:
@@ -370,7 +374,7 @@ class Puller:
         done: asyncio.Future[str] | None = None
         for pulled in sorted(some, key=attrgetter("place")):
             if not pulled.settled and not pulled.lapsed():
-                pulled.settled = True
+                pulled.until = 0.0
                 done = self.line.loop.create_future()
                 self._verbs.append((pulled.reply, b"-NAK", done))
             self.forget(pulled)

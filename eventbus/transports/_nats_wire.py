@@ -16,10 +16,12 @@ KEY = "eventbus-key"
 REASON = "eventbus-reason"
 ORIGIN = "eventbus-id"
 """The id of what is dead, whose copy has an id of its own."""
-PLAIN = " !#$&'()*+,/:;=?@[]~"
+PLAIN = "!#$&'()*+,/:;=?@[]~"
 """What stays as it is in a key and a reason, beside letters and digits."""
-FRAME = 4_096
-"""Bytes that the headers of ours and of the protocol may add to a body."""
+FRAME = 8_192
+"""Bytes that headers may add to a body: half of them those of its wire, half of them those of a dead copy."""
+LONGEST = 3_000
+"""Characters of a reason as it is written."""
 HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
@@ -48,7 +50,12 @@ def to_wire(message: Message, otherwise: str) -> Wire:
 
 def dead_headers(wire: Wire, id: str, reason: str) -> dict[str, str]:
     """Return the headers of a dead copy, which the dead stream knows by ``id``."""
-    return {**from_wire(wire), ID: id, ORIGIN: wire.id, REASON: quote(reason, safe=PLAIN)}
+    return {
+        **from_wire(wire),
+        ID: id,
+        ORIGIN: wire.id,
+        REASON: quote(reason.strip(), safe=f"{PLAIN} ")[:LONGEST].strip(),
+    }
 
 
 def unfit(wire: Wire, largest: int) -> str:
@@ -63,6 +70,9 @@ def unfit(wire: Wire, largest: int) -> str:
             return f"NATS takes no header {name!r}"
         if value != value.strip() or "\n" in value or "\r" in value:
             return f"NATS cannot carry the value of header {name!r}: it has blanks around it, or line breaks"
-    if size + sum(len(name) + len(value.encode()) + 4 for name, value in from_wire(wire).items()) > largest + FRAME:
+    if (
+        size + sum(len(name) + len(value.encode()) + 4 for name, value in from_wire(wire).items())
+        > largest + FRAME // 2
+    ):
         return "its headers and its body together are larger than the server takes"
     return ""

@@ -466,7 +466,7 @@ async def test_a_broadcast_subscriber_leaves_nothing_behind(nats: Server, topic:
 
 async def test_what_the_server_would_refuse_is_refused_alone(nats: Server, topic: str) -> None:
     bad = [
-        Wire("1", b"x" * 1_040_000, {f"h{number}": "v" * 4_000 for number in range(4)}),
+        Wire("1", b"x" * 1_036_000, {f"h{number}": "v" * 4_000 for number in range(4)}),
         Wire("2\n", b""),
         Wire("3", b"", {"Nats-Rollup": "all"}),
         Wire("4", b"", {"a b": ""}),
@@ -480,6 +480,34 @@ async def test_what_the_server_would_refuse_is_refused_alone(nats: Server, topic
         assert {index: type(error) for index, error in caught.value.failed.items()} == dict.fromkeys(range(6), Refused)
         [delivery] = await take(subscription, 1)
         assert (delivery.wire.id, delivery.wire.headers) == ("7", bad[6].headers)
+
+
+async def test_keys_and_ids_come_back_as_they_were(nats: Server, topic: str) -> None:
+    sent = {f"{number}": key for number, key in enumerate([" blank ", "a%20b", "line\nbreak", "", "\N{SNOWMAN}", None])}
+    async with connect(nats.url) as transport, group(transport, topic) as subscription:
+        await transport.publish(topic, [Wire(id, b"", key=key) for id, key in sent.items()])
+        assert {one.wire.id: one.wire.key for one in await take(subscription, len(sent))} == sent
+
+
+async def test_the_largest_message_can_die_of_the_longest_reason(nats: Server, topic: str) -> None:
+    async with connect(nats.url) as transport, group(transport, topic, lease=30.0) as subscription:
+        await transport.publish(topic, [Wire("1", b"x" * transport.capabilities.max_bytes, {"h": "v" * 3_900})])
+        [delivery] = await take(subscription, 1)
+        await delivery.reject("\N{SNOWMAN}" * 2_000)
+        await transport.publish(topic, wires("2"))
+        assert [one.wire.id for one in await take(subscription, 1)] == ["2"]
+
+
+async def test_a_verb_after_leaving_is_an_error(nats: Server, topic: str) -> None:
+    async with connect(nats.url) as transport:
+        async with group(transport, topic) as subscription:
+            await transport.publish(topic, wires("1", "2"))
+            held = await take(subscription, 2)
+        for delivery in held:
+            with pytest.raises(SettleError, match="goes to another"):
+                await delivery.ack()
+            with pytest.raises(SettleError, match="goes to another"):
+                await delivery.reject("bad")
 
 
 async def test_a_full_stream_loses_nothing_and_takes_nothing(nats: Server, topic: str) -> None:
