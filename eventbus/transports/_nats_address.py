@@ -132,7 +132,7 @@ def safe_name(text: str) -> str:
     """Return a text as a name that the server takes: itself if it may be one, else altered and with its hash.
 
     >>> safe_name("orders"), safe_name("shop.orders")
-    ('orders', 'shop_orders-a1efa2c5')
+    ('orders', 'shop_orders-7458f44c')
     """
     if re.fullmatch(f"[A-Za-z0-9_-]{{1,{LONGEST}}}", text):
         return text
