@@ -18,6 +18,7 @@ from eventbus.errors import Lost
 from eventbus.transport import Delivery, Wire
 from eventbus.transports._kafka_cluster import aiokafka, failure
 from eventbus.transports._kafka_records import incoming
+from eventbus.transports._kafka_tasks import close_within
 from eventbus.transports._kafka_track import Copy, Track
 
 __all__ = ("Reader",)
@@ -215,14 +216,8 @@ class Reader:
         if not self.lost:
             await self.commit(seconds)
         self.lose("the subscription was left")
-        stopping = asyncio.ensure_future(self.consumer.stop())
-        try:
-            await asyncio.wait([stopping], timeout=seconds)
-            if not stopping.done():  # it waits for others of its group, or for a cluster that is away
-                await self.consumer._client.close()
-                await asyncio.wait([stopping], timeout=seconds / 2)
-        finally:
-            stopping.cancel()
+        # It may wait for others of its group, or for a cluster that is away; without connections it does not.
+        await close_within(seconds, self.consumer.stop(), self.consumer._client.close)
 
     def _listener(self) -> Any:
         reader, base = self, aiokafka().ConsumerRebalanceListener

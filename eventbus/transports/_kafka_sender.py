@@ -10,7 +10,7 @@ from eventbus.errors import Lost, PublishError, Refused
 from eventbus.transport import Wire
 from eventbus.transports._kafka_cluster import aiokafka, failure
 from eventbus.transports._kafka_records import outgoing
-from eventbus.transports._kafka_tasks import Tasks
+from eventbus.transports._kafka_tasks import Tasks, close_within
 
 __all__ = ("Sender",)
 
@@ -91,15 +91,13 @@ class Sender:
             parcel.lose(why)
         for pump in self._pumps:
             pump.cancel()
-        stopping = asyncio.ensure_future(self._producer.stop())
-        try:
-            await asyncio.wait([stopping], timeout=seconds)
-            if not stopping.done():  # it would try for ever to deliver what nobody waits for any more
-                self._producer._message_accumulator.fail_all(aiokafka().errors.ProducerClosed(why))
-                self._producer._sender.sender_task.cancel()
-                await asyncio.wait([stopping], timeout=seconds / 2)
-        finally:
-            stopping.cancel()
+
+        async def give_up() -> None:  # else it tries for ever to deliver what nobody waits for any more
+            self._producer._message_accumulator.fail_all(aiokafka().errors.ProducerClosed(why))
+            if (task := self._producer._sender.sender_task) is not None:
+                task.cancel()
+
+        await close_within(seconds, self._producer.stop(), give_up)
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         error = None if task.cancelled() else task.exception()
