@@ -85,7 +85,7 @@ async def topics(bench: Bench) -> None:
         sent = {f"{desk.topic}{end}": letters(1) for end in (".b", "_b", ".b.c", "-b")}
         for topic in [*sent]:
             try:
-                await desk.transport.declare(topic, ["a"])
+                await desk.transport.declare(topic, ["a"] if desk.transport.capabilities.groups else [])
             except Refused:
                 del sent[topic]
         require(len(sent) > 2, "most of the names were refused")
