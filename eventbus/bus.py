@@ -52,6 +52,7 @@ class EventBus:
         routes: message type, wire name or pattern -> transport or list of them. No route = handled at once, inline.
         middleware: what goes around every handler, outermost first.
         limits: every time and ceiling.
+        live: the transport that carries what ``stream`` gives to the other processes of this name; None: no other.
 
     Nothing is checked here but the arguments themselves (``TypeError``, ``ValueError``): ``compile()`` checks the
     wiring as a whole, and start-up calls it.
@@ -76,6 +77,7 @@ class EventBus:
         routes: Mapping[Any, str | Sequence[str]] | None = None,
         middleware: Sequence[Middleware] = (),
         limits: Limits | None = None,
+        live: str | None = None,
     ) -> None:
         for module in modules:
             if not isinstance(module, Module):
@@ -107,6 +109,7 @@ class EventBus:
             codec=JSONCodec(limits),
             overrides=self._overrides,
             bus_type=EventBus,
+            live=live,
         )
 
     @property
@@ -299,13 +302,8 @@ class EventBus:
             slow: "drop" lets the oldest go and yields ``Gap(missed)`` in their place; "disconnect" ends the stream
                 with ``SlowConsumerError``.
         """
-        engine = self.engine
-        engine.require("bus.stream()")
-        stream = engine.live.open((event, *more), buffer, slow)
-        try:
+        async with self.engine.stream((event, *more), buffer, slow) as stream:
             yield stream
-        finally:
-            engine.live.close(stream)
 
     @asynccontextmanager
     async def running(self, consume: bool = True) -> AsyncGenerator["EventBus"]:

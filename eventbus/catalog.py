@@ -53,6 +53,8 @@ class MessageFacts:
     handlers: tuple[HandlerFacts, ...]
     promises: Mapping[str, str]
     """Promise -> what is kept where its routed handlers take it from."""
+    live: str | None = None
+    """The transport that carries it to the streams of other processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ class Explanation:
         for message in self.messages:
             version = f" v{message.version}" if message.version > 1 else ""
             key = f", key {message.key}" if message.key else ""
-            lines.append(f"{message.kind} {message.name}{version}{key} -> {', '.join(message.route)} ({message.rule})")
+            live = f", live through {message.live}" if message.live else ""
+            route = f"{', '.join(message.route)} ({message.rule}){live}"
+            lines.append(f"{message.kind} {message.name}{version}{key} -> {route}")
             lines.extend(f"  {_line(handler)}" for handler in message.handlers)
             if not message.handlers:
                 lines.append("  (no handler here)")
@@ -105,6 +109,7 @@ def _message(registry: Registry, subject: Subject) -> MessageFacts:
         rule=subject.route.rule,
         handlers=tuple(handlers),
         promises=promises(registry, subject.source),
+        live=None if subject.command else registry.wiring.live,
     )
 
 

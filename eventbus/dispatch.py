@@ -128,7 +128,7 @@ class Dispatch:
         registry: Registry,
         around: Surroundings,
         post: Callable[[Sequence[Posting], bool], Awaitable[None]],
-        feed: Callable[[object], None],
+        feed: Callable[[Seed], None],
     ) -> None:
         self.registry = registry
         self.runtime: Runtime = around.runtime
@@ -161,7 +161,7 @@ class Dispatch:
                 return await publish(event, key, delay, headers, atomic)
             cause = get()
             seed = [event, None, None, 0, runtime] if cause is None else follow(event, cause, runtime)
-            feed(event)
+            feed(seed)
             failed = await fan_out(seed if looked_at else event)
             if failed:
                 raise _failed([plan], plan.noted(failed))
@@ -178,7 +178,7 @@ class Dispatch:
         await self._post_routed(postings, atomic)
         failures: list[BaseException] = []
         for posting in postings:
-            self._feed(posting.seed[0])
+            self._feed(posting.seed)
             if posting.plan.inline:
                 failures += await posting.plan.run(posting.seed)
                 if not all(isinstance(failure, Exception) for failure in failures):

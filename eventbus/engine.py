@@ -3,14 +3,16 @@
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.lowlevel import EventLoopToken, current_token
 
+from eventbus.broadcast import Broadcast
 from eventbus.claims import Claims
 from eventbus.clock import Ids, Runtime
+from eventbus.context import Seed
 from eventbus.dead import Graveyard, Named
 from eventbus.dispatch import Dispatch, Posting
 from eventbus.entries import Entries
@@ -20,12 +22,15 @@ from eventbus.keeping import StoreKeeper
 from eventbus.ledger import Ledger
 from eventbus.limits import Limits
 from eventbus.link import Link
-from eventbus.live import Live
+from eventbus.live import Live, Stream
 from eventbus.registry import MEMORY, Registry
 from eventbus.sources import Countable, Sources, groups
 from eventbus.worker import Worker
 
 __all__ = ("Engine",)
+
+FLUSH = 2.0
+"""Seconds, at the most, that live events have to get out when the bus stops."""
 
 
 class Engine:
@@ -47,6 +52,9 @@ class Engine:
             name: Link(name, transport, runtime, registry.wiring.limits)
             for name, transport in registry.wiring.transports.items()
         }
+        carrier = self.links.get(registry.wiring.live or "")
+        self.broadcast = None if carrier is None else Broadcast(registry, carrier, runtime, self.live)
+        """What carries live events across processes, if anything does."""
         self.entries = Entries(registry, self.links, self.wake, self._spawn)
         around = Surroundings(bus, runtime, self.entries.transaction, self.entries.flush_open, self._follow)
         self.dispatch = Dispatch(registry, around, self._post, self._feed)
@@ -110,6 +118,8 @@ class Engine:
                 try:
                     for link in self._declared():
                         await staff.start(link.keep, name=f"eventbus {link.name}")
+                    if self.broadcast is not None:
+                        self.broadcast.open(staff)
                     self.state = "running"
                     ledger = await self._open_store(staff)
                     if consume or self.consumes:
@@ -142,6 +152,8 @@ class Engine:
         sources = Sources(self.registry, self.links, self.dispatch.invokers, self.runtime, ledger)
         self.worker = Worker(list(sources.make()), self.runtime, limits)
         self.claims = sources.claims
+        if self.broadcast is not None:
+            self.broadcast.changed = self.worker.changed
         for claims in self.claims.values():
             claims.quiet = self.worker.changed.fire
         staff.start_soon(self.worker.run, name="eventbus worker")
@@ -153,11 +165,18 @@ class Engine:
     async def _stop(self) -> None:
         self.state = "stopping"
         self.live.end()
+        end = self.runtime.clock.monotonic() + self.limits.drain
         with anyio.CancelScope(shield=True):
+            if self.broadcast is not None:
+                self.broadcast.deafen()
             if self.worker is not None:
                 await self.worker.drain()
+            if self.broadcast is not None:  # what the last handlers published; one deadline for all
+                await self.broadcast.flush(min(FLUSH, max(end - self.runtime.clock.monotonic(), 0.0)))
 
     def _leave(self) -> None:
+        if self.broadcast is not None:
+            self.broadcast.close()
         self.worker = None
         self.claims = {}
         self._home = None
@@ -170,10 +189,11 @@ class Engine:
         )
         channels = [] if self.worker is None else self.worker.channels
         claimed = sum(channel.source.busy() for channel in channels if channel.source.busy is not None)
-        return waiting + claimed - sum(channel.later() for channel in channels)
+        leaving = 0 if self.broadcast is None else self.broadcast.outstanding()
+        return waiting + claimed + leaving - sum(channel.later() for channel in channels)
 
     def used_links(self) -> list[Link]:
-        """Return the links of the transports that some route names."""
+        """Return the links of the transports that some route, or ``live=``, names."""
         return [link for link in self.links.values() if self._used(link.name)]
 
     def _declared(self) -> list[Link]:
@@ -183,10 +203,13 @@ class Engine:
                 for subject in self.registry.subjects.values()
                 if subject.source == link.name and subject.routed
             }
+        if self.broadcast is not None:
+            self.broadcast.link.topics |= dict.fromkeys(self.broadcast.topics.values(), ())
         return self.used_links()
 
     def _used(self, transport: str) -> bool:
-        return any(transport in subject.targets for subject in self.registry.subjects.values())
+        routed = any(transport in subject.targets for subject in self.registry.subjects.values())
+        return routed or transport == self.registry.wiring.live
 
     async def _open_store(self, group: TaskGroup) -> Ledger | None:
         store = self.registry.wiring.store
@@ -212,17 +235,34 @@ class Engine:
         """Call ``watch`` with every event once its transaction has committed."""
         self._watchers.append(watch)
 
-    def _feed(self, event: object) -> None:
-        if not (self.live.streams or self._watchers):
+    @asynccontextmanager
+    async def stream(
+        self, types: tuple[type, ...], buffer: int, slow: Literal["drop", "disconnect"]
+    ) -> AsyncGenerator[Stream[Any]]:
+        """Open a live stream, which follows other processes too where the bus has ``live=``."""
+        self.require("bus.stream()")
+        async with AsyncExitStack() as stack:
+            if self.broadcast is not None:
+                await stack.enter_async_context(self.broadcast.followed(types))
+            stream = self.live.open(types, buffer, slow)
+            stack.callback(self.live.close, stream)
+            yield stream
+
+    def _feed(self, seed: Seed) -> None:
+        carried = self.broadcast is not None and self.broadcast.carries(type(seed[0]))
+        if not (self.live.streams or self._watchers or carried):
             return
 
         async def after_commit() -> None:
-            self._tell(event)
+            self._tell(seed)
 
         if not self.entries.after_commit(after_commit):
-            self._tell(event)
+            self._tell(seed)
 
-    def _tell(self, event: object) -> None:
+    def _tell(self, seed: Seed) -> None:
+        event: object = seed[0]
         self.live.feed(event)
         for watch in self._watchers:
             watch(event)
+        if self.broadcast is not None and self.broadcast.carries(type(event)):
+            self.broadcast.offer(seed)

@@ -46,5 +46,7 @@ def report(engine: Engine) -> Health:
         )
         for channel in channels
     }
+    for follower in engine.broadcast or ():
+        sources[follower.topic] = SourceHealth(follower.connected, 0, follower.taken, 0, follower.backoff.failures)
     well = engine.state == "running" and all(transports.values()) and all(one.connected for one in sources.values())
     return Health(well, engine.state, transports, sources)

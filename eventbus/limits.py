@@ -30,7 +30,8 @@ class Limits:
     concurrency: int = 8
     """Handlings at once per routed handler and process, unless the handler says otherwise."""
     queue: int = 10_000
-    """Unsettled messages per queue of the memory transport; beyond it publishers wait."""
+    """Unsettled messages per queue of the memory transport, beyond which publishers wait; and events that wait for the
+    live transport, beyond which the oldest give way."""
     batch: int = 256
     """Messages per claim, settle, prune or publish statement."""
     waiting: int = 1_000_000

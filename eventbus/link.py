@@ -132,13 +132,13 @@ class Link:
 
     @asynccontextmanager
     async def subscribe(
-        self, topic: str, *, group: str, prefetch: int, lease: float, ordered: bool
+        self, topic: str, *, group: str | None, prefetch: int, lease: float, ordered: bool
     ) -> AsyncGenerator[Subscription]:
         """Subscribe to a topic once the transport is open; what was deleted meanwhile is declared anew."""
         await self.up()
         life = self._up
         try:
-            await self.transport.declare(topic, (group,))
+            await self.transport.declare(topic, () if group is None else (group,))
         except Lost:
             self._lost(life)
             raise

@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeVar
 
 from anyio.lowlevel import current_token
 
-from eventbus.errors import SlowConsumerError, WrongLoopError
+from eventbus.errors import Lost, SlowConsumerError, WrongLoopError
 from eventbus.lanes import Signal
 
 __all__ = ("Gap", "Live", "Stream")
@@ -17,9 +17,10 @@ E = TypeVar("E")
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Tell a reader that was too slow how many events it missed here."""
+    """Tell a reader how many events it missed here: it was too slow, or the link to other processes was."""
 
     missed: int
+    """How many at least; 0: the link was lost for a while, and nobody can tell."""
 
 
 class Stream(Generic[E]):
@@ -27,10 +28,11 @@ class Stream(Generic[E]):
 
     def __init__(self, types: tuple[type, ...], buffer: int, slow: Literal["drop", "disconnect"]) -> None:
         self.types = types
-        self._buffer: deque[E] = deque()
+        self._buffer: deque[E | Gap] = deque()
         self._size = buffer
         self._slow = slow
         self._missed = 0
+        self._parted = False
         self._ended = False
         self._news = Signal()
         self._reading = 0
@@ -42,27 +44,40 @@ class Stream(Generic[E]):
         return self
 
     async def __anext__(self) -> E:
-        """Wait for the next event. Raises ``SlowConsumerError`` after falling behind with ``slow="disconnect"``."""
+        """Wait for the next event.
+
+        With ``slow="disconnect"`` raises ``SlowConsumerError`` after falling behind, and ``Lost`` once events of other
+        processes are missing.
+        """
         self.taken += 1
         self._reading += 1
         try:
-            while not (self._buffer or self._ended or self._missed):
+            while not (self._buffer or self._ended or self._missed or self._parted):
                 await self._news.wait()
         finally:
             self._reading -= 1
         if self._missed and self._slow == "disconnect":
-            raise SlowConsumerError(", ".join(one.__name__ for one in self.types), self._size)
+            raise SlowConsumerError(self._name, self._size)
+        if self._parted:
+            raise Lost(
+                f"stream({self._name}) has missed events of other processes, whose link was lost or too slow: open it "
+                'again, or use slow="drop" to be told of gaps instead'
+            )
         if self._missed:
             gap, self._missed = Gap(self._missed), 0
             return gap  # type: ignore[return-value]  # E includes Gap where slow="drop", see EventBus.stream
         if self._buffer:
-            return self._buffer.popleft()
+            return self._buffer.popleft()  # type: ignore[return-value]  # as above
         raise StopAsyncIteration
 
     @property
     def behind(self) -> bool:
         """Tell whether a reader waits here who has something to read by now."""
-        return self._reading > 0 and bool(self._buffer or self._missed or self._ended)
+        return self._reading > 0 and bool(self._buffer or self._missed or self._ended or self._parted)
+
+    @property
+    def _name(self) -> str:
+        return ", ".join(one.__name__ for one in self.types)
 
     def feed(self, event: E) -> None:
         """Take an event in; when the buffer is full the oldest gives way, and the reader will be told.
@@ -77,10 +92,25 @@ class Stream(Generic[E]):
             here = None
         if here != self._home:
             raise WrongLoopError("publishing an event that a live stream follows", "another event loop or thread")
+        self._append(event)
+
+    def miss(self, events: int) -> None:
+        """Note that so many events of other processes are missing here; 0 for nobody knows how many."""
+        if self._ended:
+            return
+        if self._slow == "disconnect":
+            self._parted = True
+            self._news.fire()
+        elif self._buffer and isinstance(last := self._buffer[-1], Gap):
+            self._buffer[-1] = Gap(last.missed + events)
+        else:
+            self._append(Gap(events))
+
+    def _append(self, item: E | Gap) -> None:
         if len(self._buffer) >= self._size:
-            self._buffer.popleft()
-            self._missed += 1
-        self._buffer.append(event)
+            first = self._buffer.popleft()
+            self._missed += max(first.missed, 1) if isinstance(first, Gap) else 1
+        self._buffer.append(item)
         self._news.fire()
 
     def end(self) -> None:
@@ -115,6 +145,12 @@ class Live:
         for stream in self.streams:
             if isinstance(event, stream.types):
                 stream.feed(event)
+
+    def miss(self, type: type, events: int) -> None:
+        """Tell every stream that wants a type that events of other processes are missing."""
+        for stream in self.streams:
+            if issubclass(type, stream.types):
+                stream.miss(events)
 
     def behind(self) -> int:
         """Count the streams whose readers have been woken and have not gone on yet."""

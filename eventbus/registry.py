@@ -40,6 +40,8 @@ class Wiring:
     codec: Codec
     overrides: Mapping[Callable[..., Any], Callable[..., Any]]
     bus_type: type
+    live: str | None = None
+    """The transport that carries live events across processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ def compile_wiring(wiring: Wiring) -> Registry:
     subjects = {type_: subject for type_ in types if (subject := _untied(wiring, known, type_)) is not None}
     for subject in subjects.values():
         faults.extend(_subject_faults(wiring, subject))
+    faults.extend(_live_faults(wiring, subjects.values()))
     for one in known:
         faults.extend(_handler_faults(wiring, one, subjects))
     if faults:
@@ -313,6 +316,26 @@ def _promise_faults(wiring: Wiring, one: Known, subject: Subject) -> Iterator[st
         return
     if not promises.attempts:
         yield f"{where}, which counts no attempts, so a message that kills its process would come for ever: use a store"
+
+
+def _live_faults(wiring: Wiring, subjects: Collection[Subject]) -> Iterator[str]:
+    live = wiring.live
+    if live is None:
+        return
+    transport = wiring.transports.get(live)
+    if live == STORE:
+        yield "live='store': a store gives a message to one process, and streams are open in all: name a transport"
+    elif live in RESERVED:
+        yield f"live={live!r} never leaves this process: leave live= out, or name one of transports={{...}}"
+    elif transport is None:
+        yield f"live={live!r} is no transport of this bus: name one of transports={{...}}"
+    elif not transport.capabilities.broadcast:
+        yield f"live={live!r} gives a message to one process, and streams are open in all: name one that broadcasts"
+    if wiring.name is None:
+        yield f"live={live!r} leaves the process, so the bus needs a name: EventBus(..., name='shop')"
+    for subject in subjects:
+        if not subject.command and not subject.targets and (fault := wiring.codec.prepare(subject.type)) is not None:
+            yield f"event {subject.type.__name__} goes out through live={live!r}, but its body cannot travel: {fault}"
 
 
 def _has_field(type_: type[Any], name: str) -> bool:

@@ -29,7 +29,8 @@ ENGINE = (
         "fanout",
         "invoker",
     ),
-    *("dispatch", "entries", "dead", "delivery", "lanes", "ledger", "claims", "worker", "keeping", "sources", "live"),
+    *("dispatch", "entries", "dead", "delivery", "lanes", "ledger", "claims", "worker", "keeping", "sources"),
+    *("live", "broadcast"),
     *("catalog", "engine", "health"),
     *("config", "bus"),
 )
