@@ -249,7 +249,8 @@ class Engine:
             yield stream
 
     def _feed(self, seed: Seed) -> None:
-        carried = self.broadcast is not None and self.broadcast.carries(type(seed[0]))
+        event: object = seed[0]
+        carried = self.broadcast is not None and self.broadcast.carries(type(event))
         if not (self.live.streams or self._watchers or carried):
             return
 

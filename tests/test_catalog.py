@@ -183,3 +183,11 @@ def test_records() -> None:
     assert ("shop", "shop.paid", "shop.ship") == (
         data["bus"], data["messages"][0]["name"], data["messages"][0]["handlers"][0]["name"],
     )  # fmt: skip
+
+
+def test_live_transport_is_shown() -> None:
+    """Events show the transport that carries them to the streams of other processes, commands have none."""
+    live = EventBus(shop, name="shop", store="sqlite:///shop.db", transports={"push": MemoryTransport()}, live="push")
+    assert ("push", None) == (facts(live, Placed).live, facts(live, Place).live)
+    assert "event shop.placed, key order -> inline (no rule), live through push" in str(live.explain(Placed))
+    assert facts(bus(), Placed).live is None

@@ -296,3 +296,28 @@ async def test_live_alone() -> None:
     assert [Moved(number=1)] == [event async for event in stream]
     live.close(stream)
     assert [] == live.streams
+
+
+async def test_gap_of_the_link_stands_where_it_was() -> None:
+    """What other processes published and was lost is told in its place, at once with what is missing there already."""
+    live = Live()
+    stream, fast = live.open((Moved,), 3, "drop"), live.open((MovedFast,), 3, "drop")
+    live.feed(Moved(number=1))
+    for missed in (0, 2, 1):
+        live.miss(Moved, missed)
+    live.feed(Moved(number=2))
+    assert [Moved(number=1), Gap(3), Moved(number=2)] == await take(stream, 3)
+    live.end()
+    live.miss(MovedFast, 1)
+    assert [] == [event async for event in fast]
+
+
+@pytest.mark.parametrize(("lost", "told"), [(0, 2), (5, 6)])
+async def test_gap_that_gives_way_is_not_forgotten(lost: int, told: int) -> None:
+    """A gap that the buffer has no more room for counts among what gave way, an uncounted one as one."""
+    live = Live()
+    stream = live.open((Moved,), 2, "drop")
+    live.miss(Moved, lost)
+    for number in range(3):
+        live.feed(Moved(number=number))
+    assert [Gap(told), Moved(number=1), Moved(number=2)] == await take(stream, 3)
