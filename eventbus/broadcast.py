@@ -83,7 +83,6 @@ class Broadcast:
     def open(self, staff: TaskGroup) -> None:
         """Begin a lifetime: publish from now on, by a task of ``staff``."""
         self.process = self.runtime.ids()
-        self._counts.clear()
         self._waiting.clear()
         self._followers = {}
         self._staff, self._home = staff, current_token()

@@ -431,6 +431,21 @@ async def test_transport_that_is_away_is_no_trouble_of_publishers(
         assert "3 were dropped" in caplog.text
 
 
+async def test_nothing_waits_for_long(hub: MemoryTransport) -> None:
+    """What was published before the transport came up at last is not told when it is old."""
+    port = Port(hub)
+    port.down = True
+    here, there = process(port, limits=Limits(connect=0.02)), process(Port(hub))
+    async with here.running(), there.running(), there.stream(Moved) as far:
+        await here.publish(Moved(number=1))
+        await until(lambda: not broadcast(here).outstanding())
+        assert 1 == broadcast(here).dropped
+        port.down = False
+        await until(lambda: here.health().healthy)
+        await here.publish(Moved(number=2))
+        assert [Moved(number=2)] == await take(far, 1)
+
+
 async def test_nobody_listens(hub: MemoryTransport, caplog: pytest.LogCaptureFixture) -> None:
     """That no process listens is no trouble, also where the transport says so."""
     async with process(Port(hub, unheard="refused")).running() as bus:
