@@ -68,6 +68,8 @@ class Broadcast:
         self.registry = registry
         self.runtime = runtime
         self.live = live
+        self.listening = 0
+        """Followers that have not left their subscription yet."""
         self._followers: dict[str, Follower] = {}
         self._waiting: deque[tuple[str, int, Seed]] = deque()
         self._sending = 0
@@ -91,12 +93,12 @@ class Broadcast:
     def deafen(self) -> None:
         """Follow nobody any more: the streams have ended."""
         for follower in self._followers.values():
-            follower.scope.cancel()
+            follower.leave()
 
     async def flush(self, seconds: float) -> None:
-        """Give what waits so many seconds to get out."""
+        """Give what waits so many seconds to get out, and those who have been told to leave to be gone."""
         with self.runtime.clock.move_on_after(seconds):
-            while self.outstanding() and self.link.is_up:
+            while self.link.is_up and (self.outstanding() or self.listening):
                 await self.changed.wait()
 
     def close(self) -> None:
@@ -169,7 +171,7 @@ class Broadcast:
     def _leave(self, follower: "Follower") -> None:
         follower.readers -= 1
         if not follower.readers:
-            follower.scope.cancel()
+            follower.leave()
             if self._followers.get(follower.topic) is follower:
                 del self._followers[follower.topic]
 
@@ -255,7 +257,7 @@ class Follower:
         self.type = type
         self.topic = broadcast.topics[type]
         self.readers = 0
-        self.scope = anyio.CancelScope()
+        self.over = False
         self.tried = anyio.Event()
         """Set when the first attempt to subscribe has ended, one way or the other."""
         self.connected = False
@@ -264,24 +266,43 @@ class Follower:
         self.backoff = Backoff(broadcast.runtime)
         self._broadcast = broadcast
         self._seen: dict[str, int] = {}
+        self._waits = anyio.CancelScope()
+
+    def leave(self) -> None:
+        """Follow no more; the subscription is left in peace, and not by cancelling who is in it."""
+        self.over = True
+        self._waits.cancel()
 
     async def run(self) -> None:
         """Follow until nobody wants it any more; subscribe again after every loss."""
-        with self.scope:
-            while True:
-                try:
-                    await self._listen()
-                except EventBusError as error:
-                    log.warning("live %s: %s", self.topic, error)
-                except anyio.EndOfStream:
-                    log.warning("live %s: the subscription ended", self.topic)
-                except Exception:
-                    log.exception("live %s failed", self.topic)
-                finally:
-                    self.connected = False
-                    self._broadcast.changed.fire()
-                self.backoff.failed()
-                self.tried.set()
+        self._broadcast.listening += 1
+        try:
+            while not self.over:
+                await self._follow()
+        finally:
+            self._broadcast.listening -= 1
+            self._broadcast.changed.fire()
+
+    async def _follow(self) -> None:
+        """Follow until the link is lost, and pause."""
+        try:
+            with anyio.CancelScope() as self._waits:
+                await self._broadcast.link.up()
+            if not self.over:
+                await self._listen()
+        except EventBusError as error:
+            log.warning("live %s: %s", self.topic, error)
+        except anyio.EndOfStream:
+            log.warning("live %s: the subscription ended", self.topic)
+        except Exception:
+            log.exception("live %s failed", self.topic)
+        finally:
+            self.connected = False
+            self._broadcast.changed.fire()
+        self.tried.set()
+        if not self.over:
+            self.backoff.failed()
+            with anyio.CancelScope() as self._waits:
                 await self._broadcast.runtime.clock.sleep(self.backoff.pause())
 
     async def _listen(self) -> None:
@@ -289,16 +310,18 @@ class Follower:
         async with link.subscribe(
             self.topic, group=None, prefetch=limits.batch, lease=limits.lease, ordered=False
         ) as subscription:
-            self._broadcast.live.miss(self.type, 0)  # whoever has been reading by now has read without the others
-            self.connected = True
-            self.backoff.opened()
-            self.tried.set()
-            while True:
-                delivery = await subscription.receive()
-                if not self.scope.cancel_called:
-                    self.take(delivery.wire)
-                await delivery.ack()
-                self._broadcast.changed.fire()
+            with anyio.CancelScope() as self._waits:
+                if not self.over:
+                    self._broadcast.live.miss(self.type, 0)  # who has been reading by now did so without the others
+                    self.connected = True
+                    self.backoff.opened()
+                    self.tried.set()
+                while not self.over:
+                    delivery = await subscription.receive()
+                    if not self.over:
+                        self.take(delivery.wire)
+                    await delivery.ack()
+                    self._broadcast.changed.fire()
 
     def take(self, wire: Wire) -> None:
         """Feed an event of another process to the streams; what cannot be read is a gap."""

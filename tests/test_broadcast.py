@@ -58,6 +58,8 @@ class Port:
         self.gate: anyio.Event | None = None
         self.ears: list[Ear] = []
         self.published: list[tuple[str, list[Wire]]] = []
+        self.left: list[str] = []
+        """Topics whose subscription was left in peace."""
 
     def _check(self) -> None:
         if self.down:
@@ -99,6 +101,8 @@ class Port:
             self.ears.append(ear)
             try:
                 yield ear
+                await checkpoint()
+                self.left.append(topic)
             finally:
                 self.ears.remove(ear)
 
@@ -243,6 +247,26 @@ async def test_what_was_published_at_the_end_gets_out(make: Make) -> None:
         assert [Moved(number=1)] == await take(far, 1)
 
 
+async def test_stopping_waits_for_a_slow_transport(hub: MemoryTransport) -> None:
+    """What is on its way when the bus stops still gets out, if that does not take long."""
+    port = Port(hub)
+    here, there = process(port), process(Port(hub))
+
+    async def unblock(gate: anyio.Event) -> None:
+        await until(lambda: here.engine.state == "stopping")
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+
+    async with there.running(), there.stream(Moved) as far, anyio.create_task_group() as group:
+        port.gate = anyio.Event()
+        group.start_soon(unblock, port.gate)
+        async with here.running():
+            await here.publish(Moved(number=1))
+            await here.publish(Stopped())
+            await here.publish(Moved(number=2))
+        assert [Moved(number=1), Moved(number=2)] == await take(far, 2)
+
+
 async def test_next_life_counts_anew(make: Make) -> None:
     """A process that starts again is a new one to the others: nothing is missing, nothing a duplicate."""
     here, there = process(make()), process(make())
@@ -307,6 +331,41 @@ async def test_only_what_a_stream_wants_is_subscribed_to(hub: MemoryTransport) -
         async with bus.stream(Stopped):
             assert [live_topic("b", "b.stopped")] == port.heard
     assert [] == port.heard
+
+
+async def test_subscriptions_are_left_in_peace(hub: MemoryTransport) -> None:
+    """Whether its last stream closes or the bus stops, a subscription is not cancelled while it is being left."""
+    port = Port(hub)
+    bus, stopped, moved = process(port), live_topic("b", "b.stopped"), live_topic("b", "b.moved_fast")
+    async with bus.running():
+        async with bus.stream(Stopped):
+            pass
+        await until(lambda: not port.heard)
+        assert [stopped] == port.left
+        opening = bus.stream(MovedFast)
+        await opening.__aenter__()
+    assert [stopped, moved] == port.left
+    async with bus.running(), bus.stream(MovedFast):
+        await opening.__aexit__(None, None, None)
+        assert [moved] == port.heard
+        await bus.publish(Stopped())
+
+
+@pytest.mark.parametrize(("order", "sizes"), [("none", [1, 32, 7]), ("key", [1] * 40)])
+async def test_events_go_out_together(hub: MemoryTransport, order: str, sizes: list[int]) -> None:
+    """What waits goes out in batches without a key; where a key is the order, each alone, by its process."""
+    port = Port(hub, order=order)
+    async with process(port).running() as bus:
+        port.gate = anyio.Event()
+        for number in range(40):
+            await bus.publish(Moved(number=number))
+            await anyio.wait_all_tasks_blocked()
+        assert 40 == bus.engine.outstanding()
+        port.gate.set()
+        await until(lambda: not broadcast(bus).outstanding())
+        assert sizes == [len(wires) for _, wires in port.published]
+        keys = {wire.key for _, wires in port.published for wire in wires}
+        assert keys == ({None} if order == "none" else {broadcast(bus).process})
 
 
 async def test_stream_that_could_hear_nothing(hub: MemoryTransport) -> None:
@@ -624,6 +683,7 @@ async def test_without_a_lifetime(hub: MemoryTransport) -> None:
     async with bus.running():
         await bus.publish(Moved(number=1))
     await bus.publish(Moved())
+    assert 0 == broadcast(bus).outstanding()
     assert [b'{"number":1.0}'] == [wire.body for _, wires in port.published for wire in wires]
 
 
