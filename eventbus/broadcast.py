@@ -15,10 +15,10 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from eventbus.clock import Runtime
-from eventbus.context import Seed, origin_of
+from eventbus.context import Identity, Seed, origin_of
 from eventbus.entries import unwrap, wrap
 from eventbus.envelope import Envelope
-from eventbus.errors import DecodeError, EncodeError, EventBusError, Lost, PublishError, TransportError, WrongLoopError
+from eventbus.errors import DecodeError, EventBusError, Lost, PublishError, TransportError, WrongLoopError
 from eventbus.lanes import Signal
 from eventbus.link import Backoff, Link
 from eventbus.live import Live
@@ -71,7 +71,7 @@ class Broadcast:
         self.listening = 0
         """Followers that have not left their subscription yet."""
         self._followers: dict[str, Follower] = {}
-        self._waiting: deque[tuple[str, int, Seed]] = deque()
+        self._waiting: deque[tuple[str, int, object, Identity]] = deque()
         self._sending = 0
         self._news = Signal()
         self._counts: Counter[str] = Counter()
@@ -132,7 +132,7 @@ class Broadcast:
         if len(self._waiting) >= most:
             self._waiting.popleft()
             self._drop(1, f"{most} are waiting already")
-        self._waiting.append((topic, self._counts[topic], seed))
+        self._waiting.append((topic, self._counts[topic], seed[0], origin_of(seed).identity))
         self._news.fire()
 
     @asynccontextmanager
@@ -199,12 +199,12 @@ class Broadcast:
         topic = self._waiting[0][0]
         wires: list[Wire] = []
         while self._waiting and self._waiting[0][0] == topic and len(wires) < (1 if self._by_key else TOGETHER):
-            _, count, seed = self._waiting.popleft()
+            _, count, message, identity = self._waiting.popleft()
             self._sending += 1
             try:
-                wires.append(self._wire(count, seed))
-            except EncodeError as error:
-                self._drop(1, str(error))
+                wires.append(self._wire(count, message, identity))
+            except Exception as error:  # whatever it is, the publisher has long gone on
+                self._drop(1, f"{type(message).__name__}: {error}")
         try:
             if wires:
                 await self.link.publish(topic, wires)
@@ -220,9 +220,8 @@ class Broadcast:
         finally:
             self._sending = 0
 
-    def _wire(self, count: int, seed: Seed) -> Wire:
+    def _wire(self, count: int, message: object, identity: Identity) -> Wire:
         """Return an event as it goes out; the key is the process, whose order is what its readers see."""
-        message, identity = seed[0], origin_of(seed).identity
         spec = self.registry.subjects[type(message)].spec
         envelope = Envelope(
             id=identity.id,
