@@ -107,6 +107,17 @@ class AsyncLink:
                 task.add_done_callback(partial(self._undo, undo))
             raise
 
+    def launch(self, work: Work[T], over: Callable[[T | None, BaseException | None], object]) -> None:
+        def ended(task: "asyncio.Task[T]") -> None:
+            if task.cancelled():
+                over(None, StoreError("the event loop was closed meanwhile, and whether it was done is not known"))
+            elif (error := task.exception()) is not None:
+                over(None, error)
+            else:
+                over(task.result(), None)
+
+        self._own(self._tried(work, True)).add_done_callback(ended)
+
     async def within(self, session: AsyncSession, step: Callable[[Session], T]) -> T:
         return await asyncio.shield(self._own(self._step(session, step)))
 

@@ -58,6 +58,10 @@ class Link(Protocol):
         """Run a verb to its end in a transaction of its own, or ``single``: none; ``undo`` what nobody waited for."""
         ...
 
+    def launch(self, work: Work[T], over: Callable[[T | None, BaseException | None], object]) -> None:
+        """Run a verb of one statement to its end, and have ``over`` called in the event loop with what came of it."""
+        ...
+
     async def within(self, session: Any, step: Callable[[Session], T]) -> T:
         """Run a step on a session to its end, though who asked for it is cancelled; one after another."""
         ...

@@ -130,6 +130,8 @@ class Rows(ABC):
         self._statements: dict[tuple[str, bool], TextClause] = {}
         self._counts: dict[str, int] = {}
         """How much waits for each silent recipient, as it was when somebody last looked."""
+        self._wanted: dict[str, frozenset[str]] = {}
+        """Type -> the recipients announced through this object."""
         self._looked = float("-inf")
 
     def run(self, connection: Connection, template: str, **values: Any) -> "CursorResult[*tuple[Any, ...]]":
@@ -144,6 +146,11 @@ class Rows(ABC):
         if clock is not None:
             values["now"] = round(clock.now() * 1000)
         return connection.execute(found, values)
+
+    def recipients(self, entries: Sequence[NewEntry]) -> frozenset[str]:
+        """Return which recipients of this process, and others that are named, may get something to do by entries."""
+        found = {recipient.name for entry in entries for recipient in entry.recipients}
+        return found.union(*(self._wanted.get(entry.type, ()) for entry in entries if entry.subscribers))
 
     @abstractmethod
     def add(self, connection: Connection, entries: Sequence[NewEntry]) -> frozenset[str]:
@@ -201,6 +208,8 @@ class Rows(ABC):
         """Write interests with the time."""
         if interests:
             self.write_interests(connection, interests)
+        for one in interests:
+            self._wanted[one.type] = self._wanted.get(one.type, frozenset()) | {one.name}
         self._looked = float("-inf")
 
     def rename(self, connection: Connection, old: str, new: str, batch: int) -> bool:

@@ -75,6 +75,16 @@ class ThreadLink:
             raise
         return future.result()
 
+    def launch(self, work: Work[T], over: Callable[[T | None, BaseException | None], object]) -> None:
+        def ended(future: "Future[T]") -> None:
+            error = future.exception()
+            result = future.result() if error is None else None
+            self.post(partial(over, result, error))
+
+        if self._threads is None:
+            raise StoreError("the SQLAlchemy store is not open: use it within `async with store:`")
+        self._threads.submit(copy_context().run, partial(self._tried, work, True)).add_done_callback(ended)
+
     async def within(self, session: Session, step: Callable[[Session], T]) -> T:
         last: Future[Any] | None = session.info.get(LAST)
 

@@ -1,7 +1,7 @@
 """Be one transaction of the SQLAlchemy store: on a session of its own, or on the caller's."""
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 from weakref import WeakSet
@@ -19,6 +19,7 @@ from eventbus.stores._sqlalchemy_schema import ENTRY
 __all__ = ("JoinedUnit", "OwnUnit")
 
 T = TypeVar("T")
+Add = Callable[[Sequence[NewEntry]], Awaitable[frozenset[str]]]
 
 TRACE = "eventbus_trace"
 """Where a session keeps what became of its transactions."""
@@ -33,16 +34,23 @@ class JoinedUnit:
         self._link = link
         self._rows = rows
         self._engine = engine
-        self._session = session
-        self._sync: Session = getattr(session, "sync_session", session)
+        self._made = session
         self._closed = False
+        self._trace()
+
+    def _trace(self) -> None:
         if TRACE not in self._sync.info:
-            self._sync.info[TRACE] = _Trace(self._sync, link)
+            self._sync.info[TRACE] = _Trace(self._sync, self._link)
 
     @property
     def session(self) -> Any:
         """Return the session."""
-        return self._session
+        return self._made
+
+    @property
+    def _sync(self) -> Session:
+        session: Session = getattr(self._made, "sync_session", self._made)
+        return session
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,7 +103,7 @@ class JoinedUnit:
     async def _undo(self, step: Callable[[Session], object]) -> None:
         """Roll back; if that fails too, what has failed before is told."""
         try:
-            await self._link.within(self._session, step)
+            await self._link.within(self.session, step)
         except SQLAlchemyError as error:
             log.warning("rolling back: %s", named(error, self._engine))
 
@@ -104,7 +112,7 @@ class JoinedUnit:
         self._check_open(operation)
         self._link.check()
         try:
-            return await self._link.within(self._session, step)
+            return await self._link.within(self.session, step)
         except (IntegrityError, DataError) as error:
             if users:
                 raise
@@ -166,12 +174,46 @@ class _Trace:
 
 
 class OwnUnit(JoinedUnit):
-    """Be a whole transaction, committed at the end, on a session that nobody else has."""
+    """Be a whole transaction, committed at the end, on a session that nobody else has.
 
-    def __init__(self, link: Link, rows: Rows, engine: Engine, session: Any) -> None:
-        super().__init__(link, rows, engine, session)
-        if link.level:
-            event.listen(self._sync, "after_begin", _set_level)
+    The session is made when somebody asks for it. What was published before its transaction begins is written as the
+    first thing in it, and by one statement alone if nobody ever asks.
+    """
+
+    def __init__(self, link: Link, rows: Rows, engine: Engine, sessions: Callable[[], Any], add: Add) -> None:
+        self._link = link
+        self._rows = rows
+        self._engine = engine
+        self._closed = False
+        self._sessions = sessions
+        self._add = add
+        self._made: Any = None
+        self._first: list[NewEntry] = []
+        """What was published before the session's transaction began."""
+
+    @property
+    def session(self) -> Any:
+        """Return the session, made now if it is not there."""
+        if self._made is None:
+            self._made = self._sessions()
+            self._trace()
+            if self._link.level:
+                event.listen(self._sync, "after_begin", _set_level)
+            if self._first:
+                event.listen(self._sync, "after_begin", self._write_first)
+        return self._made
+
+    async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
+        """Write entries at the latest with the commit; return the recipients that may get something to do."""
+        if self._made is not None:
+            return await super().add(entries)
+        self._check_open("publishing")
+        self._first += entries
+        return self._rows.recipients(entries)
+
+    def stands(self) -> Callable[[], bool]:
+        """Return what tells whether work done now has not been undone by a savepoint of the session's user."""
+        return super().stands() if self._made is not None else lambda: True
 
     def watch(self, committed: Callable[[], object]) -> bool:
         """Return no: the end of this unit is the commit."""
@@ -179,17 +221,31 @@ class OwnUnit(JoinedUnit):
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         self._closed = True
+        if self._made is None:
+            if kind is None and self._first:
+                await self._add(self._first)
+            return
         if kind is not None:
             await self._undo(lambda s: s.close())
             return
         try:
-            users = await self._link.within(self._session, _commit)
+            users = await self._link.within(self._made, self._commit)
         except (SQLAlchemyError, OSError) as failed:
             unknown = not isinstance(failed, DBAPIError) or failed.connection_invalidated
             what = "the commit failed" + (", and whether it was done is not known" if unknown else "")
             raise named(failed, self._engine, what) from failed
         if users is not None:
             raise users
+
+    def _write_first(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+        if self._first and not transaction.nested and connection.engine.pool is self._engine.pool:
+            first, self._first = self._first, []
+            self._rows.add(connection, first)
+
+    def _commit(self, session: Session) -> Exception | None:
+        if self._first:
+            _connection(session)
+        return _commit(session)
 
 
 def _commit(session: Session) -> Exception | None:

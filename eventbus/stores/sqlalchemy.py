@@ -36,6 +36,7 @@ from eventbus.store import (
     Unit,
 )
 from eventbus.stores._sqlalchemy_async import AsyncLink
+from eventbus.stores._sqlalchemy_gathering import Gathering
 from eventbus.stores._sqlalchemy_link import Link, named
 from eventbus.stores._sqlalchemy_mariadb import MariaDBRows
 from eventbus.stores._sqlalchemy_postgresql import PostgreSQLRows
@@ -98,6 +99,7 @@ class SQLAlchemyStore:
         self._sessions = sessionmaker or _sessionmaker(engine)
         self._rows = _rows(self._engine, limits, notify=listen)
         self._where = self._engine.url.render_as_string(hide_password=True)
+        self._gathering = Gathering(self._link, self._rows.add) if "add" in self._rows.single else None
         self._open = False
 
     @classmethod
@@ -188,7 +190,7 @@ class SQLAlchemyStore:
         """
         self._check()
         if session is None:
-            return OwnUnit(self._link, self._rows, self._engine, self._sessions())
+            return OwnUnit(self._link, self._rows, self._engine, self._sessions, self.add)
         return JoinedUnit(self._link, self._rows, self._engine, self._checked(session))
 
     def _checked(self, session: object) -> object:
@@ -206,6 +208,11 @@ class SQLAlchemyStore:
 
     async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Write entries; return the recipients written to."""
+        self._check()
+        if not entries:
+            return frozenset()
+        if self._gathering is not None:
+            return await self._gathering.add(entries)
         return await self._write(partial(self._rows.add, entries=tuple(entries)))
 
     async def claim(self, recipient: Recipient, *, owner: str, limit: int, lease: float, cursor: str = "") -> Claimed:
