@@ -36,7 +36,10 @@ def run(names: Sequence[str], *, quick: bool) -> dict[str, list[Row]]:
     results: dict[str, list[Row]] = {}
     for name in names:
         bench = import_module(f"benchmarks.bench_{name}")
-        results[name] = asyncio.run(bench.rows(QUICK if quick else FULL))
+        rows = asyncio.run(bench.rows(QUICK if quick else FULL))
+        if not rows:
+            continue
+        results[name] = rows
         print(f"\n{name}: {bench.__doc__}\n")
         print(text([HEAD, *map(cells, results[name])]), flush=True)
     return results

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from asyncio import Event as Flag
@@ -42,19 +43,24 @@ PEER = "faststream-outbox"
 PYTHON = os.environ.get("EVENTBUS_BENCH_PEERS") or str(Path(__file__).parents[1] / ".venv-peers/bin/python")
 """Which interpreter has the peer."""
 Take = Callable[[], Awaitable[float]]
+Asked = Callable[[str, int], Take] | None
+"""Have the peer do a work so many times, if it is there."""
+Rows = AsyncGenerator[Row]
 
 
 class Counter:
     """Be a bus on the database whose one handler counts, and sets a flag after so many events."""
 
     def __init__(self, engine: AsyncEngine, until: int = 0, slots: int = 8) -> None:
-        self.left, self.done = until, Flag()
-        self.taken: list[float] = []
+        self.expect(until)
         module = Module("bench")
         module.on(Told, name="take", concurrency=slots)(self.take)
         self.bus = EventBus(
             module, name="bench", store=SQLAlchemyStore(engine, create=True), routes={Told: "store"},
         )  # fmt: skip
+
+    def expect(self, count: int) -> None:
+        self.left, self.done, self.taken = count, Flag(), list[float]()
 
     async def take(self, _: Told) -> None:
         self.taken.append(perf_counter())
@@ -79,9 +85,9 @@ class Peer:
         self._url = url
 
     @asynccontextmanager
-    async def opened(self) -> AsyncGenerator[Callable[[str, int], Take] | None]:
+    async def opened(self) -> AsyncGenerator[Asked]:
         """Yield how to have it measure itself, or None if it is not installed."""
-        if not Path(PYTHON).exists():
+        if shutil.which(PYTHON) is None:
             print(f"{PEER} is left out: make bench-peers installs it", file=sys.stderr)
             yield None
             return
@@ -89,7 +95,8 @@ class Peer:
             PYTHON, "-m", "benchmarks.peers.outbox", self._url, cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         asks, answers = process.stdin, process.stdout
 
         async def ask(work: str, count: int) -> float:
@@ -115,7 +122,7 @@ async def empty(engine: AsyncEngine) -> None:
         await connection.execute(text("TRUNCATE eventbus_entry"))
 
 
-async def publish_rows(effort: Effort, engine: AsyncEngine, floor: Floor, peer: Callable[[str, int], Take] | None):
+async def publish_rows(effort: Effort, engine: AsyncEngine, floor: Floor, peer: Asked) -> Rows:
     count = effort.of(PUBLISHED)
     ours = Counter(engine)
     takes: dict[str, Take] = {
@@ -134,7 +141,7 @@ async def publish_rows(effort: Effort, engine: AsyncEngine, floor: Floor, peer: 
         yield Row(what, published, PEER, took[PEER], Goal(3, least=True), "/s")
 
 
-async def consume_rows(effort: Effort, engine: AsyncEngine, floor: Floor, peer: Callable[[str, int], Take] | None):
+async def consume_rows(effort: Effort, engine: AsyncEngine, floor: Floor, peer: Asked) -> Rows:
     count, batch = effort.of(CONSUMED), Limits().batch
 
     async def consume(slots: int) -> float:
@@ -150,8 +157,8 @@ async def consume_rows(effort: Effort, engine: AsyncEngine, floor: Floor, peer: 
 
     async def end_to_end() -> float:
         ours = Counter(engine, count, SLOTS[-1])
+        await empty(engine)
         async with ours.bus.running():
-            await empty(engine)
             with quiet_gc():
                 start = perf_counter()
                 async with create_task_group() as group:
@@ -176,20 +183,19 @@ async def consume_rows(effort: Effort, engine: AsyncEngine, floor: Floor, peer: 
             yield Row(what, took[what], PEER, took[f"{PEER}{rival}"], Goal(3, least=True), "/s")
 
 
-async def at_a_low_rate(publish: Callable[[int], Awaitable[None]], taken: list[float], count: int) -> float:
+async def at_a_low_rate(publish: Callable[[int], Awaitable[None]], here: Counter, count: int) -> float:
     """Return the median of the seconds from before a transaction to the beginning of its event's handler."""
     sent: list[float] = []
-    del taken[:]
+    here.expect(count)
     for number in range(count):
         sent.append(perf_counter())
         await publish(number)
         await sleep(1 / RATE)
-    while len(taken) < count:
-        await sleep(0.01)
-    return median(end - start for start, end in zip(sent, taken, strict=True))
+    await here.done.wait()
+    return median(end - start for start, end in zip(sent, here.taken, strict=True))
 
 
-async def latency_rows(effort: Effort, url: str, engine: AsyncEngine, floor: Floor, peer):
+async def latency_rows(effort: Effort, url: str, engine: AsyncEngine, floor: Floor, peer: Asked) -> Rows:
     count = effort.of(ASKED)
     other = create_async_engine(url, pool_size=2)
     here, there = Counter(engine), Counter(other)
@@ -197,11 +203,11 @@ async def latency_rows(effort: Effort, url: str, engine: AsyncEngine, floor: Flo
     async def notified() -> float:
         return median(await floor.notified(count))
 
+    await empty(engine)
     async with here.bus.running(), there.bus.running(consume=False):
-        await empty(engine)
         takes: dict[str, Take] = {
-            "here": partial(at_a_low_rate, here.publish, here.taken, count),
-            "there": partial(at_a_low_rate, there.publish, here.taken, count),
+            "here": partial(at_a_low_rate, here.publish, here, count),
+            "there": partial(at_a_low_rate, there.publish, here, count),
             "notified": notified,
         }
         if peer:
@@ -217,7 +223,7 @@ async def latency_rows(effort: Effort, url: str, engine: AsyncEngine, floor: Flo
     yield Row(f"{what}, another process publishes", took["there"], "a bare NOTIFY until it is heard", took["notified"])
 
 
-async def inside_rows(effort: Effort, engine: AsyncEngine, where: str, peer: Callable[[str, int], Take] | None = None):
+async def inside_rows(effort: Effort, engine: AsyncEngine, where: str, peer: Asked) -> Rows:
     sessions = async_sessionmaker(engine, expire_on_commit=False)
     bus = Counter(engine).bus
     insert = text("INSERT INTO shop_order (sku) VALUES (:sku)")
@@ -273,6 +279,6 @@ async def rows(effort: Effort) -> Sequence[Row]:
             found += [row async for row in some]
     with TemporaryDirectory() as folder:
         engine = create_async_engine(f"sqlite+aiosqlite:///{folder}/inside.db")
-        found += [row async for row in inside_rows(effort, engine, "SQLite by aiosqlite")]
+        found += [row async for row in inside_rows(effort, engine, "SQLite by aiosqlite", None)]
         await engine.dispose()
     return found

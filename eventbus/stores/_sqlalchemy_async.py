@@ -11,6 +11,7 @@ import anyio
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
 
 from eventbus.errors import StoreError, WrongLoopError
 from eventbus.stores._sqlalchemy_link import CHANNEL, TRIES, Work, is_again, is_lost, named, needs_level, work_on
@@ -162,7 +163,7 @@ class AsyncLink:
         attempt, fresh = 1, repeats
         while True:
             try:
-                return await self._once(work, single)
+                return await greenlet_spawn(self._once, work, single)
             except Exception as error:
                 if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error))):
                     raise named(error, self._engine.sync_engine) from error
@@ -170,9 +171,7 @@ class AsyncLink:
             attempt += 1
             fresh = False
 
-    async def _once(self, work: Work[T], single: bool) -> T:
-        connection = await (self._single if single else self._plain).connect()
-        try:
-            return await connection.run_sync(work_on, work, single, self.level)
-        finally:
-            await connection.close()
+    def _once(self, work: Work[T], single: bool) -> T:
+        engine = self._single if single else self._plain
+        with engine.sync_engine.connect() as connection:
+            return work_on(connection, work, single, self.level)

@@ -1,6 +1,7 @@
 """Write what many tasks add at the same moment in one statement, which is one commit."""
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +15,10 @@ from eventbus.stores._sqlalchemy_link import Link
 __all__ = ("Gathering",)
 
 FLIGHTS = 2
-"""Statements at once: one that has to wait for somebody's lock must not keep up everybody."""
+"""Statements at once, so that the next is on its way while one is committed."""
+SLOW = 0.05
+MOST = 8
+"""Statements at once when nothing has come back for so many seconds: those may wait for somebody's lock."""
 ENTRIES = 256
 BYTES = 1 << 20
 """What one statement carries; a single addition may be more."""
@@ -47,6 +51,8 @@ class Gathering:
         self._add = add
         self._waiting: deque[_Ticket] = deque()
         self._flights = 0
+        self._moved = time.monotonic()
+        """When a statement was sent or came back last."""
 
     async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Return when entries are committed, with the recipients of all that were written together.
@@ -66,8 +72,9 @@ class Gathering:
         return ticket.written
 
     def _next(self) -> None:
-        while self._waiting and self._flights < FLIGHTS:
+        while self._waiting and self._flights < (FLIGHTS if time.monotonic() - self._moved < SLOW else MOST):
             taken = self._take()
+            self._moved = time.monotonic()
             entries = [entry for ticket in taken for entry in ticket.entries]
             self._flights += 1
             try:
@@ -87,6 +94,7 @@ class Gathering:
 
     def _landed(self, taken: Sequence[_Ticket], written: frozenset[str] | None, error: BaseException | None) -> None:
         self._flights -= 1
+        self._moved = time.monotonic()
         if error is not None and len(taken) > 1 and _is_about_data(error):
             for ticket in reversed(taken):
                 ticket.alone = True

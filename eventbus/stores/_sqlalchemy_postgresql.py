@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, CursorResult, TextClause
 
 from eventbus.limits import Limits
 from eventbus.store import Claimed, Interest, NewEntry, Recipient, Settlement
@@ -14,6 +14,7 @@ from eventbus.stores._sqlalchemy_rows import (
     CLAIMED,
     DAY,
     HEADS,
+    LISTS,
     SCAN,
     SETTLED,
     Rows,
@@ -85,6 +86,14 @@ FIRST_HEADS = """WITH RECURSIVE h(lane, state, due_at, i) AS (
     SELECT MIN(due_at) - {now} FROM h WHERE state = 0"""
 
 
+class _Compiled(NamedTuple):
+    """Hold a statement as the driver takes it."""
+
+    sql: str
+    names: tuple[str, ...] | None
+    """Which values it takes, where they stand for themselves by their place."""
+
+
 class PostgreSQLRows(Rows):
     """Keep entries in PostgreSQL, and notify who listens if asked to."""
 
@@ -97,6 +106,22 @@ class PostgreSQLRows(Rows):
     def __init__(self, limits: Limits, *, notify: bool) -> None:
         super().__init__(limits)
         self._insert = NOTIFIED if notify else INSERT
+        self._compiled: dict[TextClause, _Compiled] = {}
+
+    def execute(
+        self, connection: Connection, statement: TextClause, values: dict[str, Any]
+    ) -> "CursorResult[*tuple[Any, ...]]":
+        """Run a statement in the words of the driver, which takes all of our values as they are."""
+        if not LISTS.isdisjoint(values):
+            return super().execute(connection, statement, values)
+        found = self._compiled.get(statement)
+        if found is None:
+            compiled: Any = statement.compile(dialect=connection.dialect)
+            names = tuple(compiled.positiontup) if compiled.positional else None
+            found = self._compiled[statement] = _Compiled(str(compiled), names)
+        if found.names is None:
+            return connection.exec_driver_sql(found.sql, values)
+        return connection.exec_driver_sql(found.sql, tuple(values[name] for name in found.names))
 
     def add(self, connection: Connection, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Write entries; return the recipients that got something to do."""

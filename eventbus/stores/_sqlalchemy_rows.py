@@ -29,7 +29,7 @@ from eventbus.clock import Clock
 from eventbus.limits import Limits
 from eventbus.store import Backlog, Claimed, DeadEntry, DeadFilter, Entry, Interest, NewEntry, Recipient, Settlement
 
-__all__ = ("DAY", "HELD", "SCAN", "Rows")
+__all__ = ("DAY", "HELD", "LISTS", "SCAN", "Rows")
 
 DAY = 86_400_000
 """Milliseconds after which a recipient that nobody announced is silent."""
@@ -107,7 +107,7 @@ TYPES: dict[str, TypeEngine[Any]] = {
     "seqs": BigInteger(),
 }
 """The types of binds, which are not left to what a driver guesses from the first value; the others are texts."""
-LISTS = ("seqs", "ids", "types")
+LISTS = frozenset({"seqs", "ids", "types"})
 """Binds that stand for a list behind ``IN``."""
 DIGITS = "0123456789"
 BIND = re.compile(r"(?<![:\w]):([a-z]\w*)")
@@ -145,12 +145,18 @@ class Rows(ABC):
             )
         if clock is not None:
             values["now"] = round(clock.now() * 1000)
-        return connection.execute(found, values)
+        return self.execute(connection, found, values)
+
+    def execute(
+        self, connection: Connection, statement: TextClause, values: dict[str, Any]
+    ) -> "CursorResult[*tuple[Any, ...]]":
+        """Run a statement."""
+        return connection.execute(statement, values)
 
     def recipients(self, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Return which recipients of this process, and others that are named, may get something to do by entries."""
-        found = {recipient.name for entry in entries for recipient in entry.recipients}
-        return found.union(*(self._wanted.get(entry.type, ()) for entry in entries if entry.subscribers))
+        named = frozenset(recipient.name for entry in entries for recipient in entry.recipients)
+        return named.union(*(self._wanted.get(entry.type, ()) for entry in entries if entry.subscribers))
 
     @abstractmethod
     def add(self, connection: Connection, entries: Sequence[NewEntry]) -> frozenset[str]:

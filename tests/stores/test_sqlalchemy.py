@@ -398,6 +398,7 @@ async def test_deadlock_is_tried_again(store: SQLAlchemyStore) -> None:
 
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group, store.begin() as unit:
+            await unit.session.connection()  # else it would be written at the end
             await unit.add(new("w1", "w2", "w3", "x"))
             group.start_soon(crossing)
             await anyio.sleep(0.3)
@@ -444,6 +445,7 @@ async def test_publishers_do_not_wait_for_each_other(store: SQLAlchemyStore) -> 
         again.set()
 
     async with anyio.create_task_group() as group, store.begin() as unit:
+        await unit.session.connection()  # else it would be written at the end
         await unit.add(new("same"))
         group.start_soon(redeliver)
         await anyio.sleep(0.2)
