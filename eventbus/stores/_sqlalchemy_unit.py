@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from eventbus.errors import TransactionClosedError
 from eventbus.store import NewEntry, Settlement
-from eventbus.stores._sqlalchemy_link import READ_COMMITTED, Link, named
+from eventbus.stores._sqlalchemy_link import READ_COMMITTED, Link, is_lost, named
 from eventbus.stores._sqlalchemy_rows import Rows
 from eventbus.stores._sqlalchemy_schema import ENTRY
 
@@ -218,6 +218,23 @@ class OwnUnit(JoinedUnit):
     def watch(self, committed: Callable[[], object]) -> bool:
         """Return no: the end of this unit is the commit."""
         return False
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Write a settlement; False if the lease is lost. Raises what is wrong with the user's own objects."""
+
+        def written(session: Session) -> SQLAlchemyError | bool:
+            try:
+                session.flush()  # at the commit it could not be told from the store's own failures
+            except SQLAlchemyError as error:
+                if is_lost(error):
+                    raise
+                return error
+            return not self._rows.settle(_connection(session), [settlement])
+
+        outcome = await self._step("settling", written)
+        if isinstance(outcome, SQLAlchemyError):
+            raise outcome
+        return outcome
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         self._closed = True

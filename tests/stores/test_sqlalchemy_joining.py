@@ -541,3 +541,30 @@ async def test_what_is_wrong_with_the_users_objects(shop: Shop, t: Harness) -> N
 def test_names_of_the_tables() -> None:
     """The tables carry the bus's name, so that they stand beside the user's own."""
     assert {"eventbus_entry", "eventbus_subscription", "eventbus_schema"} == set(ours.tables)
+
+
+@every_case
+async def test_handler_whose_objects_cannot_be_written_has_failed(engine: Any) -> None:
+    """What only the writing of its objects finds, after it has returned, counts as the handler's failure at once."""
+    mapped, shop = registry(), Shop(engine)
+
+    class Order:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    mapped.map_imperatively(Order, ORDERS)
+
+    @shop.module.on(Placed, retry=Retry(attempts=2, initial=1.0, jitter=False))
+    async def twice(event: Placed, tx: Tx) -> None:
+        tx.session.add(Order(event.number))
+
+    async with harness(shop.bus) as t:
+        async with shop.bus.transaction() as tx:
+            await place(tx.session, 1)
+            await shop.bus.publish(Placed(number=1))
+        await t.advance(2)
+        (dead,) = t.dead
+        assert dead.failures == 2
+        assert "IntegrityError" in dead.error
+        assert [1] == await shop.numbers()
+    mapped.dispose()
