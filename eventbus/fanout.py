@@ -32,7 +32,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 __all__ = ("FanOut", "cancellings", "cut_short", "failure_in", "isolated")
 
@@ -60,12 +60,15 @@ class FanOut(Generic[A]):
         A cancellation from outside goes on; the calls see it too.
         """
         failures: Failures = {}
+        before = cancellings()
+        if before:
+            await checkpoint()  # a request not yet delivered arrives here; what is older, somebody swallowed
         if len(self._calls) < 2:
-            await _Run(self._calls, argument, failures, None).lane(0)
+            await _Run(self._calls, argument, failures, before, None).lane(0)
             return failures
         group = anyio.create_task_group()
         self._left -= 1
-        run = _Run(self._calls, argument, failures, group, self._left > 0)
+        run = _Run(self._calls, argument, failures, before, group, self._left > 0)
         async with group:
             await run.lane(0)
         if run.many:
@@ -76,14 +79,17 @@ class FanOut(Generic[A]):
 class _Run(Generic[A]):
     """Be one fan-out, as the tasks that take part in it share it; one call alone needs no group."""
 
-    __slots__ = ("argument", "calls", "failures", "group", "many", "spread")
+    __slots__ = ("argument", "before", "calls", "failures", "group", "many", "spread")
 
     def __init__(
-        self, calls: Sequence[Call[A]], argument: A, failures: Failures, group: TaskGroup | None, spread: bool = False
-    ) -> None:
+        self, calls: Sequence[Call[A]], argument: A, failures: Failures, before: int, group: TaskGroup | None,
+        spread: bool = False,
+    ) -> None:  # fmt: skip
         self.calls = calls
         self.argument = argument
         self.failures = failures
+        self.before = before
+        """What ``cancellings`` said in the publisher's task before the first call."""
         self.group = group
         self.spread = spread
         self.many = False
@@ -124,14 +130,13 @@ class _Run(Generic[A]):
         A cancellation arrives inside the call, asyncio's own only once: whatever the call makes of it, it was for the
         publisher.
         """
-        before = cancellings()
         try:
             await resumed
         except BaseException as error:
-            if not isinstance(error, Exception) and cancellings() > before:
+            if not isinstance(error, Exception) and cancellings() > self.before:
                 raise
             self.fails(index, error)
-        if cancellings() > before:
+        if cancellings() > self.before:
             await checkpoint_if_cancelled()
             raise anyio.get_cancelled_exc_class()
 
@@ -150,7 +155,7 @@ class _Run(Generic[A]):
         if isinstance(error, Exception):
             self.failures[index] = error
             return True
-        if _cancelled():
+        if isinstance(error, GeneratorExit) or _cancelled():  # it is being closed, or cancelled
             raise error
         failure = failure_in(error)
         self.failures[index] = failure or error

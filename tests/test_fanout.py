@@ -240,6 +240,37 @@ async def test_native_cancel(fan: Fan) -> None:
 
 
 @asyncio_only
+@pytest.mark.parametrize("others", [0, 1, 3])
+async def test_native_cancel_not_yet_delivered(others: int) -> None:
+    """A publisher's task that was cancelled before it suspends is cancelled, and no call is blamed for it."""
+
+    async def publisher() -> None:
+        ends_task()
+        await fan_out([checkpoint] * (1 + others))
+
+    task = asyncio.create_task(publisher())
+    with pytest.raises(CancelledError):
+        await task
+    assert task.cancelled()
+
+
+@asyncio_only
+async def test_native_cancel_by_a_call_that_does_not_suspend() -> None:
+    """A call in the publisher's task that cancels this task cancels the publisher, not the call behind it."""
+
+    async def cancels() -> None:
+        ends_task()
+
+    async def publisher() -> None:
+        await fan_out([cancels, checkpoint, checkpoint])
+
+    task = asyncio.create_task(publisher())
+    with pytest.raises(CancelledError):
+        await task
+    assert task.cancelled()
+
+
+@asyncio_only
 async def test_asyncio_timeout_inside_a_call(fan: Fan) -> None:
     """A call may use asyncio's timeout: it ends that call only."""
 
