@@ -39,7 +39,7 @@ class Origin:
     as its cause. The origin and its identity are made at the first look.
     """
 
-    __slots__ = ("_identity", "cause", "headers", "key", "message", "runtime")
+    __slots__ = ("_identities", "cause", "headers", "key", "message", "runtime")
 
     def __init__(
         self,
@@ -55,19 +55,18 @@ class Origin:
         self.cause = cause
         self.key = key
         self.headers = headers
-        self._identity = identity
+        self._identities = [] if identity is None else [identity]
 
     @property
     def identity(self) -> Identity:
         """Return who this message is, the same at every look."""
-        identity = self._identity
-        if identity is None:
+        if not self._identities:
             cause = None if self.cause is None else self.cause.identity  # first, so that ids and times keep their order
             made = self.runtime.ids()
             time = datetime.fromtimestamp(self.runtime.clock.now(), UTC)
             identity = Identity(made, cause.correlation if cause else made, cause.id if cause else None, time)
-            self._identity = identity
-        return identity
+            self._identities.append(identity)  # threads may look at once: the first that gets here has made it
+        return self._identities[0]
 
 
 def follow(message: object, cause: Seed, runtime: Runtime) -> Seed:
@@ -89,7 +88,8 @@ def origin_of(seed: Seed) -> Origin:
     origin: Origin | None = seed[1]
     if origin is None:
         cause: Seed | None = seed[2]
-        origin = seed[1] = Origin(seed[0], seed[4], None if cause is None else origin_of(cause))
+        seed.append(Origin(seed[0], seed[4], None if cause is None else origin_of(cause)))
+        origin = seed[1] = seed[5]  # threads may look at once: the first that has come so far has made it
     return origin
 
 

@@ -1,15 +1,19 @@
 """Context: what a handler is told, and how one message follows from another."""
 
 import itertools
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
 
 from eventbus import Command, Context, Event, EventBus, Module
 from eventbus.clock import Runtime, SystemClock
-from eventbus.context import Origin, current, draining, seed_of
+from eventbus.context import Origin, current, draining, origin_of, seed_of
 
 
 class Placed(Event, name="shop.placed", version=3, key="order"):
@@ -73,6 +77,34 @@ def test_identity_is_made_once() -> None:
     assert "1" == made.ids()
     assert ["2", "2", "2"] == [first.message_id, second.message_id, second.correlation_id]
     assert datetime(2030, 5, 17, tzinfo=UTC) == first.time == second.time
+
+
+def test_threads_that_look_at_once_see_one_identity() -> None:
+    """Who looks first while another thread does sees the same identity as that."""
+    counted, inside = itertools.count(1), Barrier(2)
+
+    def slowly() -> str:
+        with suppress(BrokenBarrierError):
+            inside.wait(0.5)  # until both threads are making one
+        return str(next(counted))
+
+    seed = [Paid(), None, None, 0, Runtime(clock=Clock(), ids=slowly)]
+    with ThreadPoolExecutor(2) as threads:
+        seen = {*threads.map(lambda name: Context(seed, name).message_id, "ab")}
+    assert {Context(seed, "c").message_id} == seen
+
+
+def test_threads_that_look_at_once_grow_one_origin() -> None:
+    """The origin that a seed grows is one for all threads."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for _ in range(500):
+                seed = [Paid(), None, None, 0, runtime()]
+                assert len({*threads.map(lambda _, seed=seed: id(origin_of(seed)), range(4))}) == 1
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_cause() -> None:
