@@ -16,7 +16,7 @@ from eventbus.clock import Clock
 from eventbus.cloudevents import binary, from_binary, from_structured, structured
 from eventbus.dispatch import Posting
 from eventbus.envelope import Envelope, check_key
-from eventbus.errors import NoTransactionError, NotRunningError, PublishError, TransactionClosedError
+from eventbus.errors import NoTransactionError, NotRunningError, PublishError, StoreError, TransactionClosedError
 from eventbus.limits import Limits
 from eventbus.link import Link
 from eventbus.registry import MEMORY, STORE, Registry
@@ -55,11 +55,12 @@ class Level:
 class Opening(AbstractAsyncContextManager[Transaction[Any]]):
     """Be one ``async with`` around a transaction, or around a savepoint of the open one."""
 
-    __slots__ = ("_entries", "_level", "_savepoint", "_session", "_store", "_token")
+    __slots__ = ("_begun", "_entries", "_level", "_savepoint", "_session", "_store", "_token")
 
     def __init__(self, entries: "Entries", session: object | None) -> None:
         self._entries = entries
         self._session = session
+        self._begun = False
         self._savepoint: AbstractAsyncContextManager[Level] | None = None
 
     @property
@@ -68,7 +69,10 @@ class Opening(AbstractAsyncContextManager[Transaction[Any]]):
         return self._level.unit
 
     async def __aenter__(self) -> Transaction[Any]:
-        """Begin."""
+        """Begin. Raises ``RuntimeError`` the second time."""
+        if self._begun:
+            raise RuntimeError("what bus.transaction() returns is entered once: call it again for another transaction")
+        self._begun = True
         entries = self._entries
         outer = entries.open.get()
         if outer is not None and not outer.transaction.closed and self._session is None:
@@ -94,7 +98,10 @@ class Opening(AbstractAsyncContextManager[Transaction[Any]]):
         except BaseException as unwritten:
             failure = unwritten
         level.transaction.closed = True
-        entries.open.reset(self._token)
+        try:
+            entries.open.reset(self._token)
+        except ValueError as elsewhere:  # it is left in another context than it was entered in
+            failure = failure or elsewhere
         if failure is None:
             await entries.commit(self._store, level)
             return None
@@ -194,6 +201,8 @@ class Entries:
         await over.wait()
         if failed:
             raise failed[0]
+        if not level.transaction.committed:
+            raise StoreError("the bus was stopped during a commit: whether it was done is not known")
 
     async def _follow(self, actions: Sequence[tuple[Stands, Action]]) -> list[Exception]:
         """Do what was to follow a commit, all of it though some of it fails; return what failed."""

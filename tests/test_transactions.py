@@ -26,6 +26,7 @@ from eventbus import (
     WiringError,
 )
 from eventbus.fastapi import BusDep, TransactionDep, install
+from eventbus.stores.memory import MemoryStore
 from eventbus.stores.sqlite import SQLiteSession, SQLiteStore
 from eventbus.testing.harness import Harness, harness
 
@@ -626,3 +627,69 @@ async def test_what_follows_a_commit_is_all_done_though_some_of_it_fails(shop: S
                 shop.bus.engine.entries.after_commit(works)
     assert ["done"] == done
     assert any("committed" in note for note in caught.value.__notes__)
+
+
+async def test_what_transaction_returns_is_entered_once(shop: Shop, t: Harness) -> None:
+    """Entering it again, inside itself or later, is refused, and what was open before is intact."""
+    async with shop.bus.transaction() as tx:
+        opening = shop.bus.transaction()
+        async with opening:
+            await insert(tx, 1)
+        with pytest.raises(RuntimeError, match="entered once"):
+            await opening.__aenter__()
+    with pytest.raises(RuntimeError, match="entered once"):
+        await opening.__aenter__()
+    async with shop.bus.transaction() as tx:
+        await insert(tx, 2)
+    assert [1, 2] == await shop.numbers(t)
+
+
+async def test_transaction_left_in_another_context_is_rolled_back(shop: Shop, t: Harness) -> None:
+    """It fails loudly, keeps nothing, and keeps nobody out afterwards."""
+    opening = shop.bus.transaction()
+
+    async def enter() -> None:
+        await insert(await opening.__aenter__(), 1)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(enter)
+    with pytest.raises(ValueError, match="different Context"):
+        await opening.__aexit__(None, None, None)
+    with anyio.fail_after(5):
+        async with shop.bus.transaction() as tx:
+            await insert(tx, 2)
+    assert [2] == await shop.numbers(t)
+
+
+async def test_commit_that_the_end_of_the_bus_breaks_off_is_an_error() -> None:
+    """Whoever waits for a commit that is given up hears that its outcome is not known."""
+    committing, errors = anyio.Event(), list[Exception]()
+
+    class Slow(MemoryStore):
+        @asynccontextmanager
+        async def begin(self, session: object | None = None) -> AsyncIterator[Any]:
+            async with super().begin(session) as unit:
+                yield unit
+                committing.set()
+                await anyio.sleep_forever()
+
+    module = Module("m")
+    module.on(Placed)(checkpoint_after)
+    bus = EventBus(module, name="x", store=Slow(), routes={"t.placed": "memory"})
+
+    async def commits() -> None:
+        try:
+            async with bus.transaction():
+                await bus.publish(Placed(number=1))
+        except StoreError as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as group, bus.running():
+        group.start_soon(commits)
+        await committing.wait()
+    assert ["not known"] == [str(error)[-9:] for error in errors]
+
+
+async def checkpoint_after(event: Placed) -> None:
+    """Handle an event."""
+    await anyio.lowlevel.checkpoint()
