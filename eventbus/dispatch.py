@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from eventbus.clock import Runtime
@@ -91,7 +92,11 @@ class Plan:
     async def run(self, seed: Seed) -> list[BaseException]:
         """Run the inline handlers; return what they raised, in the order of their registration."""
         if not self.series:
-            quick = await self.fan_out(seed if self.looked_at else seed[0])
+            token = current.set(seed)
+            try:
+                quick = await self.fan_out(seed if self.looked_at else seed[0])
+            finally:
+                current.reset(token)
             return self.noted(quick) if quick else []
         failed: dict[int, BaseException] = {}
         places = [place for place, invoker in enumerate(self.inline) if not invoker.transactional]
@@ -147,7 +152,8 @@ class Dispatch:
     def publisher(self, type_: type) -> Publish:
         """Return what publishes events of one type. Raises ``TypeError`` for what is no event."""
         plan, feed, runtime = self._plan(type_, False), self._feed, self.runtime
-        get, fan_out, looked_at = current.get, plan.fan_out, plan.looked_at
+        get, put, back = current.get, current.set, current.reset
+        fan_out, looked_at = plan.fan_out, plan.looked_at
 
         async def publish(
             event: Any, key: str | None, delay: float | None, headers: Mapping[str, str] | None, atomic: bool
@@ -162,7 +168,11 @@ class Dispatch:
             cause = get()
             seed = [event, None, None, 0, runtime] if cause is None else follow(event, cause, runtime)
             feed(seed)
-            failed = await fan_out(seed if looked_at else event)
+            token = put(seed)  # also where nobody looks: a circle is found by it
+            try:
+                failed = await fan_out(seed if looked_at else event)
+            finally:
+                back(token)
             if failed:
                 raise _failed([plan], plan.noted(failed))
             return Receipt(seed)
@@ -224,13 +234,14 @@ class Dispatch:
                 f"{subject.type.__name__} has no route, and nothing keeps an inline message for {delay:g} s: "
                 f"give it a route, or leave delay= out"
             )
+        headers = MappingProxyType(dict(headers)) if headers else EMPTY  # the publisher may go on with its own
         if headers:
             check_headers(headers, self.limits, subject.spec.name)
         cause = current.get()
         seed = [message, None, None, 0, self.runtime] if cause is None else follow(message, cause, self.runtime)
         if key is not None or headers:
             above = None if cause is None else origin_of(cause)
-            seed[1] = Origin(message, self.runtime, above, key, headers or EMPTY)
+            seed[1] = Origin(message, self.runtime, above, key, headers)
         return Posting(plan, seed, delay or 0.0)
 
     def _plan(self, type_: type, command: bool) -> Plan:

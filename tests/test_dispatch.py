@@ -531,6 +531,37 @@ async def test_publishing_in_a_circle_is_stopped() -> None:
     assert "in a circle" in str(error)
 
 
+@pytest.mark.parametrize("others", [0, 2])
+async def test_publishing_in_a_circle_is_stopped_though_nobody_looks(others: int) -> None:
+    """Neither does it go on for ever where the handlers take the message alone and suspend."""
+    module, depth = Module("m"), 0
+
+    @module.on(Placed)
+    async def again(event: Placed) -> None:
+        nonlocal depth
+        depth += 1
+        await checkpoint()
+        if depth < 500:
+            await bus.publish(Placed(), **(dict(key="a") if depth % 2 else {}))
+
+    for number in range(others):
+        module.on(Placed, name=f"other{number}")(suspends)
+
+    bus = EventBus(module)
+    with pytest.raises(ExceptionGroup) as caught:
+        await bus.publish(Placed())
+    assert depth == 100
+    error: BaseException = caught.value
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, RecursionError)
+
+
+async def suspends(event: Placed) -> None:
+    """Handle an event with a suspension."""
+    await checkpoint()
+
+
 async def test_sending_in_a_circle_is_stopped() -> None:
     """Handlers that send each other's commands for ever end in a RecursionError."""
     module = Module("m")

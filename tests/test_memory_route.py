@@ -566,6 +566,24 @@ def stamp(moment: float) -> str:
 # circles and growth
 
 
+async def test_headers_are_those_of_the_moment_of_publishing() -> None:
+    """What the publisher does with its own headers afterwards changes nothing, and no handler can change them."""
+    module, seen = Module("m"), list[Any]()
+
+    @module.on(Paid)
+    async def look(event: Paid, ctx: Context) -> None:
+        seen.append(dict(ctx.headers))
+        with pytest.raises(TypeError):
+            ctx.headers["tenant"] = "c"  # type: ignore[index]
+
+    async with harness(EventBus(module, name="x", routes=MEMORY)) as t:
+        headers = {"tenant": "a"}
+        await t.bus.publish(Paid(), headers=headers)
+        headers["tenant"] = "b"
+        await t.settled()
+    assert [{"tenant": "a"}] == seen
+
+
 async def test_handlers_in_a_circle_through_queues_do_not_grow() -> None:
     """Events that cause each other for ever through queues leave neither stack nor memory behind, and others pass."""
     module, rounds = Module("m"), 0
