@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from typing import Any, Protocol, cast
@@ -77,6 +78,8 @@ class JSONCodec:
             adapter.json_schema(schema_generator=_Schema, mode="serialization")
         except Exception as error:  # Annotations are evaluated and users' hooks run here: anything can come out.
             return f"pydantic builds no JSON schema for {type.__qualname__}: {_first_line(error)}"
+        if (twice := _twice(adapter.core_schema)) is not None:
+            return f"two fields in {type.__qualname__} are written under one name, {twice!r}: no reader could tell them"
         self._adapters[type] = adapter
         return None
 
@@ -147,6 +150,29 @@ class JSONCodec:
 def _dump(adapter: TypeAdapter[Any], message: object) -> bytes:
     # Types that differ from their annotations are no warning here: reading back decides.
     return adapter.serializer.to_json(message, by_alias=True, round_trip=True, warnings=False)
+
+
+def _twice(schema: object) -> str | None:
+    """Return a name under which two fields of one object are written, or None."""
+    waiting, seen = [schema], set[int]()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen or not isinstance(part, dict | list):
+            continue
+        seen.add(id(cast("object", part)))
+        if isinstance(part, list):
+            waiting.extend(cast("list[object]", part))
+            continue
+        node = cast("dict[str, Any]", part)
+        if node.get("type") in ("model-fields", "dataclass-args", "typed-dict"):
+            fields = cast("dict[str, dict[str, Any]] | list[dict[str, Any]]", node["fields"])
+            named = fields.items() if isinstance(fields, dict) else [(field["name"], field) for field in fields]
+            names = Counter[str](field.get("serialization_alias") or name for name, field in named)
+            most = names.most_common(1)
+            if most and most[0][1] > 1:
+                return most[0][0]
+        waiting.extend(value for name, value in node.items() if name not in ("metadata", "default"))
+    return None
 
 
 def _first_line(error: Exception) -> str:

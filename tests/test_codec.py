@@ -446,6 +446,37 @@ def test_type_with_schema_is_no_fault(codec: JSONCodec, kind: type) -> None:
     assert [codec.prepare(kind), codec.prepare(kind)] == [None, None]
 
 
+class SameAlias(BaseModel):
+    """Write two fields under one name."""
+
+    first: int = Field(alias="a")
+    second: int = Field(alias="a")
+
+
+class AliasOfAnother(BaseModel):
+    """Write one field under the name of another."""
+
+    first: int = Field(1, serialization_alias="second")
+    second: int = 1
+
+
+@dataclass
+class Around:
+    """Have one of them inside."""
+
+    inside: list[SameAlias | None]
+
+
+@pytest.mark.parametrize(
+    "original", [SameAlias(a=1), AliasOfAnother(), Around([SameAlias(a=1)])], ids=lambda one: type(one).__name__
+)
+def test_two_fields_under_one_name_are_a_fault(original: Any) -> None:
+    """An object that would be written with one key twice is found at start-up, and is not written."""
+    assert "under one name" in (JSONCodec().prepare(type(original)) or "")
+    with pytest.raises(EncodeError, match="under one name"):
+        JSONCodec().encode(original)
+
+
 def test_unprepared_type_is_prepared_when_needed() -> None:
     """A codec that was never prepared works the same."""
     assert Paid(sum=1) == JSONCodec().decode(JSONCodec().encode(Paid(sum=1)), Paid)
