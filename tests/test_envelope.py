@@ -118,6 +118,44 @@ def test_lone_surrogate_cannot_be_written(name: str) -> None:
             write(envelope)
 
 
+@given(
+    st.builds(
+        Envelope,
+        id=st.text("ab. ~", max_size=3) | st.just("x" * (TEXT + 1)),
+        name=st.text("ab. ~", min_size=1, max_size=3),
+        time=MOMENTS,
+        source=st.text("ab. ~", min_size=1, max_size=3),
+        correlation=st.just("c"),
+        causation=st.none() | st.just("d"),
+        key=st.none(),
+        headers=st.just({}),
+        due=st.none(),
+        replyto=st.none(),
+        version=st.integers(1, 9) | st.sampled_from([2**31 - 1, 2**31]),
+        attempt=st.integers(0, 9),
+        body=st.sampled_from([b"{}", b'{"a":{"b":1}}', b'{},"data":{}', b'{},"partitionkey":"k","x":{}', b"5"]),
+    ),
+    st.none()
+    | st.tuples(
+        st.integers(1, 250) | st.just(1000), st.integers(0, 2), st.sampled_from([b"", b"0", b" ", b'"', b"\\", b"}"])
+    ),
+)
+def test_form_that_we_write_is_read_as_any_other(envelope: Envelope, change: tuple[int, int, bytes] | None) -> None:
+    """What is read quickly is read, or refused, as the same document with a blank more, which is not."""
+    data = structured(envelope)
+    if change is not None:
+        start, cut, junk = change
+        data = data[:start] + junk + data[start + cut :]
+
+    def outcome(document: bytes) -> Envelope | None:
+        try:
+            return from_structured(document, LIMITS)
+        except DecodeError:
+            return None
+
+    assert outcome(b"{ " + data[1:]) == outcome(data)
+
+
 def test_structured_form() -> None:
     """The document has the attributes of CloudEvents 1.0 and its extensions, and the body verbatim at its end."""
     expected = (
