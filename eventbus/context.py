@@ -55,7 +55,7 @@ class Origin:
         self.cause = cause
         self.key = key
         self.headers = headers
-        self._identities = [] if identity is None else [identity]
+        self._identities: list[Identity] = [] if identity is None else [identity]
 
     @property
     def identity(self) -> Identity:
@@ -89,7 +89,8 @@ def origin_of(seed: Seed) -> Origin:
     if origin is None:
         cause: Seed | None = seed[2]
         seed.append(Origin(seed[0], seed[4], None if cause is None else origin_of(cause)))
-        origin = seed[1] = seed[5]  # threads may look at once: the first that has come so far has made it
+        made: Origin = seed[5]  # threads may look at once: the first that has come so far has made it
+        origin = seed[1] = made
     return origin
 
 

@@ -542,7 +542,7 @@ async def test_publishing_in_a_circle_is_stopped_though_nobody_looks(others: int
         depth += 1
         await checkpoint()
         if depth < 500:
-            await bus.publish(Placed(), **(dict(key="a") if depth % 2 else {}))
+            await bus.publish(Placed(), key="a" if depth % 2 else None)
 
     for number in range(others):
         module.on(Placed, name=f"other{number}")(suspends)
