@@ -4,6 +4,7 @@ from eventbus.bus import EventBus
 from eventbus.context import Context
 from eventbus.dispatch import Receipt
 from eventbus.errors import (
+    ConfigurationError,
     DecodeError,
     EncodeError,
     EventBusError,
@@ -37,6 +38,7 @@ from eventbus.store import DeadEntry, Transaction
 
 __all__ = (
     "Command",
+    "ConfigurationError",
     "Context",
     "DeadEntry",
     "DecodeError",

@@ -1,6 +1,7 @@
 """The bus: where the parts meet. Signatures that delegate, and the lifetime."""
 
 import inspect
+import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -25,6 +26,7 @@ from eventbus.transport import Transport
 
 if TYPE_CHECKING:  # loaded when they are needed: a bus that is only imported must not make anybody wait
     from eventbus.catalog import Explanation
+    from eventbus.config import Overridden
     from eventbus.dead import DeadLetters
     from eventbus.engine import Engine
     from eventbus.health import Health
@@ -53,9 +55,10 @@ class EventBus:
         middleware: what goes around every handler, outermost first.
         limits: every time and ceiling.
         live: the transport that carries what ``stream`` gives to the other processes of this name; None: no other.
+        config: a TOML file whose store, transports, routes and limits beat these; EVENTBUS_CONFIG names another one.
 
-    Nothing is checked here but the arguments themselves (``TypeError``, ``ValueError``): ``compile()`` checks the
-    wiring as a whole, and start-up calls it.
+    Nothing is checked here but the arguments themselves (``TypeError``, ``ValueError``) and the configuration
+    (``ConfigurationError``): ``compile()`` checks the wiring as a whole, and start-up calls it.
 
     >>> from anyio import run
     >>> class Double(Command[int]):
@@ -78,6 +81,7 @@ class EventBus:
         middleware: Sequence[Middleware] = (),
         limits: Limits | None = None,
         live: str | None = None,
+        config: str | os.PathLike[str] | None = None,
     ) -> None:
         for module in modules:
             if not isinstance(module, Module):
@@ -87,11 +91,15 @@ class EventBus:
         limits = Limits() if limits is None else limits
         if not isinstance(limits, Limits):
             raise TypeError(f"limits= takes a Limits, not {limits!r}")
+        given: Overridden = store, transports or {}, limits, {}
+        if file := os.environ.get("EVENTBUS_CONFIG") or config:
+            given = load("eventbus.config:override")(file, *given[:3])
+        store, transports, limits, rules = given
         keeper = stores.connect(store, limits) if isinstance(store, str) else store
         if keeper is not None and not isinstance(keeper, Store):
             raise TypeError(f"store= takes a URL or a Store, not {keeper!r}")
         runtime = Runtime()
-        opened = {label: _transport(label, where, limits) for label, where in (transports or {}).items()}
+        opened = {label: _transport(label, where, limits) for label, where in transports.items()}
         opened[MEMORY] = load(carriers.SCHEMES[MEMORY])(limits=limits, clock=runtime.clock)
         self._overrides: MutableMapping[Callable[..., Any], Callable[..., Any]] = {}
         self._runtime = runtime
@@ -103,7 +111,7 @@ class EventBus:
             modules=tuple(modules),
             store=keeper,
             transports=opened,
-            routes=Routes(routes or {}),
+            routes=Routes(routes or {}, rules),
             middleware=checked("EventBus", middleware),
             limits=limits,
             codec=JSONCodec(limits),

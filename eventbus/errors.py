@@ -2,6 +2,7 @@
 
     EventBusError
     ├── WiringError               everything wrong with the wiring, found at start-up
+    │   └── ConfigurationError    everything wrong with a configuration file
     ├── NoHandlerError            a command that nobody handles here
     ├── NotRunningError           something needs a running bus
     ├── WrongLoopError            the bus belongs to another event loop, thread or process
@@ -30,6 +31,7 @@ Every error takes facts, writes its own sentence, and survives pickling.
 from collections.abc import Mapping, Sequence
 
 __all__ = (
+    "ConfigurationError",
     "DecodeError",
     "EncodeError",
     "EventBusError",
@@ -69,14 +71,22 @@ class EventBusError(Exception):
 class WiringError(EventBusError):
     """Say everything that is wrong with the wiring, at once; ``faults`` has one sentence each."""
 
+    _place = "wiring"
+
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__(tuple(faults))
         self.faults = tuple(faults)
 
     def __str__(self) -> str:
         count = len(self.faults)
-        head = "1 fault in the wiring:" if count == 1 else f"{count} faults in the wiring:"
+        head = f"{count} fault{'s' * (count != 1)} in the {self._place}:"
         return "\n".join([head, *(f"  - {fault}" for fault in self.faults)])
+
+
+class ConfigurationError(WiringError):
+    """Say everything that is wrong with a configuration file, at once; each fault names the file and the line."""
+
+    _place = "configuration"
 
 
 class NoHandlerError(EventBusError):

@@ -11,6 +11,7 @@ import pytest
 import eventbus
 from eventbus import errors
 from eventbus.errors import (
+    ConfigurationError,
     DecodeError,
     EncodeError,
     EventBusError,
@@ -47,6 +48,11 @@ CASES: dict[str, tuple[Callable[[], EventBusError], dict[str, Any], str]] = {
         lambda: WiringError(["one is missing"]),
         {"faults": ("one is missing",)},
         "1 fault in the wiring:\n  - one is missing",
+    ),
+    "ConfigurationError": (
+        lambda: ConfigurationError(["bus.toml:1: store: is empty"]),
+        {"faults": ("bus.toml:1: store: is empty",)},
+        "1 fault in the configuration:\n  - bus.toml:1: store: is empty",
     ),
     "NoHandlerError": (
         lambda: NoHandlerError("shop.place"),
