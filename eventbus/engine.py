@@ -25,7 +25,7 @@ from eventbus.link import Link
 from eventbus.live import Live, Stream
 from eventbus.registry import MEMORY, Registry
 from eventbus.sources import Countable, Sources, groups
-from eventbus.worker import Worker
+from eventbus.worker import Source, Worker
 
 __all__ = ("Engine",)
 
@@ -46,7 +46,9 @@ class Engine:
         self.claims: dict[str, Claims] = {}
         """Recipient -> its subscription to the store, while the worker runs."""
         self.consumes = False
-        """Whether it consumes even if told to publish only (the test kit's)."""
+        """Whether it consumes even if told to publish only (the test kit's, and the worker process's)."""
+        self.only: Callable[[Source], bool] | None = None
+        """Which sources it takes; None: all (the worker process's)."""
         self._watchers: list[Callable[[object], None]] = []
         self.links = {
             name: Link(name, transport, runtime, registry.wiring.limits)
@@ -150,8 +152,10 @@ class Engine:
     async def _consume(self, staff: TaskGroup, ledger: Ledger | None) -> None:
         limits = self.registry.wiring.limits
         sources = Sources(self.registry, self.links, self.dispatch.invokers, self.runtime, ledger)
-        self.worker = Worker(list(sources.make()), self.runtime, limits)
-        self.claims = sources.claims
+        chosen = [source for source in sources.make() if self.only is None or self.only(source)]
+        self.worker = Worker(chosen, self.runtime, limits)
+        names = {source.name for source in chosen}
+        self.claims = {name: claims for name, claims in sources.claims.items() if name in names}
         if self.broadcast is not None:
             self.broadcast.changed = self.worker.changed
         for claims in self.claims.values():

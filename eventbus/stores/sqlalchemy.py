@@ -129,6 +129,11 @@ class SQLAlchemyStore:
         return store
 
     @property
+    def dialect(self) -> str:
+        """Return what ``ddl`` takes for this database."""
+        return self._engine.dialect.name
+
+    @property
     def shared(self) -> bool:
         """Tell that other processes see this store."""
         return True

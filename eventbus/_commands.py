@@ -1,0 +1,275 @@
+"""What the commands do, each with a bus and the options; the return value is the exit code."""
+
+import argparse
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from eventbus._extras import load
+from eventbus._screen import as_json, plain, say, table
+from eventbus.errors import WiringError
+
+if TYPE_CHECKING:
+    from eventbus.bus import EventBus
+    from eventbus.dead import DeadLetters
+    from eventbus.store import Backlog, Store
+
+
+class Unusable(Exception):  # noqa: N818 - it is about what was asked for
+    """Say why a command has nothing to work on."""
+
+
+def failed(error: BaseException, code: int) -> int:
+    """Say what went wrong on standard error and return the exit code."""
+    lines = str(error).split("\n")
+    sys.stderr.write("\n".join(["eventbus: " + plain(lines[0]), *map(plain, lines[1:])]) + "\n")
+    return code
+
+
+def _run(action: Callable[[], Awaitable[int]]) -> int:
+    return int(load("anyio:run")(action))
+
+
+def _store(bus: "EventBus") -> "Store":
+    store = bus.wiring.store
+    if store is None or not store.shared:
+        raise Unusable(
+            "this bus has no store that another process could look into: EventBus(store='sqlite:///shop.db')"
+        )
+    return store
+
+
+def check(bus: "EventBus", options: argparse.Namespace) -> int:
+    """Compile, and look for what waits for nobody."""
+    faults: list[str] = []
+    try:
+        bus.compile()
+    except WiringError as error:
+        faults.extend(error.faults)
+    store = bus.wiring.store
+
+    async def look() -> int:
+        if not faults and not options.offline and store is not None and store.shared:
+            async with store:
+                faults.extend(_orphans(bus, await store.backlog()))
+        return 0
+
+    _run(look)
+    if options.json:
+        as_json({"ok": not faults, "faults": faults})
+    else:
+        say("\n".join(map(plain, faults)) if faults else "all is well")
+    return bool(faults)
+
+
+def _orphans(bus: "EventBus", backlog: Sequence["Backlog"]) -> list[str]:
+    registry = bus.engine.registry
+    ours = {registry.queue(known.handler) for known in registry.known}
+    ours |= {f"{registry.owner}/{alias}" for known in registry.known for alias in known.handler.options.aliases}
+    faults: list[str] = []
+    for one in backlog:
+        lost = one.recipient.startswith(f"{registry.owner}/")
+        if one.waiting and one.recipient not in ours and ">" not in one.recipient and (lost or not one.announced):
+            why = "this application has no such handler" if lost else "nobody has announced it for a day"
+            cure = "run a process that has it, name it in aliases=, or end it with `eventbus forget`"
+            faults.append(f"{one.recipient}: {one.waiting} wait and {why}: {cure}")
+    return faults
+
+
+def explain(bus: "EventBus", options: argparse.Namespace) -> int:
+    """Say who handles a message, where it goes and what is promised."""
+    explained = bus.explain(options.words[0])
+    if options.json:
+        as_json(asdict(explained))
+    else:
+        say(str(explained))
+    return 0
+
+
+def topology(bus: "EventBus", options: argparse.Namespace) -> int:
+    """Show everything that the bus knows."""
+    explained = bus.explain()
+    if options.json:
+        as_json(asdict(explained))
+    elif options.mermaid:
+        lines = ["flowchart LR"]
+        for at, message in enumerate(explained.messages):
+            lines.append(f'    m{at}["{message.name}"]')
+            lines.extend(f'    m{at} -- {to} --> t_{to}[("{to}")]' for to in message.route if to != "inline")
+            lines.extend(f'    m{at} -- {one.source} --> h_{one.name}["{one.name}"]' for one in message.handlers)
+        say("\n".join(lines))
+    else:
+        say(str(explained))
+    return 0
+
+
+def health(bus: "EventBus", options: argparse.Namespace) -> int:
+    """Show what waits and what is dead."""
+    store, lag = _store(bus), options.lag.total_seconds()
+
+    async def look() -> int:
+        async with store:
+            backlog = await store.backlog()
+        well = all(
+            (one.oldest or 0.0) <= lag and (one.announced or not one.waiting or ">" in one.recipient) for one in backlog
+        )
+        if options.json:
+            as_json({"healthy": well, "recipients": [one._asdict() for one in backlog]})
+            return not well
+        rows = [
+            (
+                one.recipient,
+                one.waiting,
+                "" if one.oldest is None else f"{one.oldest:.1f} s",
+                one.dead,
+                "yes" if one.announced else "NO",
+            )
+            for one in backlog
+        ]
+        table(("RECIPIENT", "WAITING", "OLDEST DUE", "DEAD", "ANNOUNCED"), rows)
+        say("well" if well else "NOT WELL")
+        return not well
+
+    return _run(look)
+
+
+def forget(bus: "EventBus", options: argparse.Namespace) -> int:
+    """End a handler."""
+    store, registry = _store(bus), bus.engine.registry
+    name = options.words[0] if "/" in options.words[0] else f"{registry.owner}/{options.words[0]}"
+    if name in {registry.queue(known.handler) for known in registry.known}:
+        raise Unusable(f"{name} is a handler of this application, which would announce it again: remove it first")
+
+    async def forget() -> int:
+        async with store:
+            forgotten = await store.forget(name)
+        if options.json:
+            as_json({"handler": name, "dead": forgotten})
+        else:
+            say(f"{name} is forgotten; {forgotten} waiting message(s) are dead now")
+        return 0
+
+    return _run(forget)
+
+
+def ddl(bus: "EventBus", options: argparse.Namespace) -> int:
+    """Print the statements that make the tables."""
+    dialect = options.dialect or getattr(bus.wiring.store, "dialect", None)
+    if dialect is None:
+        raise Unusable("this store makes its tables by itself; for another say --dialect postgresql")
+    try:
+        say(load("eventbus.stores.sqlalchemy:ddl")(dialect).rstrip("\n"))
+    except ValueError as error:
+        raise Unusable(str(error)) from error
+    return 0
+
+
+class _Desk:
+    """Look at the dead of a store without starting the bus, so that nothing is announced and no broker is needed."""
+
+    def __init__(self, bus: "EventBus") -> None:
+        self._store = _store(bus)
+        self.owner = bus.engine.owner
+        self.limits = bus.limits
+
+    def graveyards(self) -> "Sequence[Store]":
+        return (self._store,)
+
+    def wake(self, recipients: frozenset[str] | None) -> None:
+        """Leave it to the workers to notice."""
+
+    @asynccontextmanager
+    async def open(self) -> "AsyncGenerator[DeadLetters]":
+        async with self._store:
+            letters: DeadLetters = load("eventbus.dead:DeadLetters")(lambda: self)
+            yield letters
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    return {"message": options.type, "handler": options.handler, "since": options.since, "error": options.error}
+
+
+def list_(bus: "EventBus", options: argparse.Namespace) -> int:
+    """List dead messages."""
+
+    async def look() -> int:
+        async with _Desk(bus).open() as dead:
+            _print_dead(await dead.find(limit=options.limit, **_chosen(options)), options)
+        return 0
+
+    return _run(look)
+
+
+def _print_dead(found: Sequence[Any], options: argparse.Namespace) -> None:
+    if options.json:
+        as_json([{name: value for name, value in asdict(one).items() if name != "body"} for one in found])
+        return
+    rows = [
+        (
+            one.id,
+            one.time.isoformat(timespec="seconds"),
+            one.message,
+            one.handler,
+            one.failures,
+            one.error.partition("\n")[0],
+        )
+        for one in found
+    ]
+    table(("ID", "SINCE", "MESSAGE", "HANDLER", "FAILURES", "ERROR"), rows)
+
+
+def show(bus: "EventBus", options: argparse.Namespace) -> int:
+    """Show one dead message."""
+
+    async def look() -> int:
+        async with _Desk(bus).open() as dead:
+            found = await dead.get(options.words[0])
+        if found is None:
+            return failed(LookupError(f"no dead message has the id {options.words[0]!r}"), 1)
+        if options.json:
+            as_json(asdict(found))
+        else:
+            shown = asdict(found) | {"body": found.body.decode(errors="backslashreplace")}
+            say("\n".join(f"{name}: {plain(value)}" for name, value in shown.items()))
+        return 0
+
+    return _run(look)
+
+
+def end(verb: str, bus: "EventBus", options: argparse.Namespace) -> int:
+    """Replay or discard: by ids, or by filters; page by page where a limit or a dry run asks which."""
+    chosen, ids = _chosen(options), tuple(options.words)
+    if not ids and not any(chosen.values()):
+        raise Unusable(f"say which to {verb}: ids, or one of --type, --handler, --since, --error")
+
+    async def end() -> int:
+        async with _Desk(bus).open() as dead:
+            if options.dry_run or options.limit is not None:
+                found = await _found(dead, ids, chosen, options.limit)
+                if options.dry_run:
+                    _print_dead(found, options)
+                    return 0
+                count = await getattr(dead, verb)(*(one.id for one in found), **chosen) if found else 0
+            else:
+                count = await getattr(dead, verb)(*ids, **chosen)
+        if options.json:
+            as_json({verb: count})
+        else:
+            say(f"{verb}: {count} message(s)")
+        return 0
+
+    return _run(end)
+
+
+async def _found(dead: "DeadLetters", ids: Sequence[str], chosen: dict[str, Any], limit: int | None) -> list[Any]:
+    found: list[Any] = []
+    after: str | None = None
+    while limit is None or len(found) < limit:
+        page = await dead.find(limit=1_000, after=after, **chosen)
+        found.extend(one for one in page if not ids or one.id in ids)
+        if len(page) < 1_000:
+            break
+        after = page[-1].id
+    return found[:limit]
