@@ -94,11 +94,21 @@ def topology(bus: "EventBus", options: argparse.Namespace) -> int:
     if options.json:
         as_json(asdict(explained))
     elif options.mermaid:
-        lines = ["flowchart LR"]
-        for at, message in enumerate(explained.messages):
-            lines.append(f'    m{at}["{message.name}"]')
-            lines.extend(f'    m{at} -- {to} --> t_{to}[("{to}")]' for to in message.route if to != "inline")
-            lines.extend(f'    m{at} -- {one.source} --> h_{one.name}["{one.name}"]' for one in message.handlers)
+        lines, places = ["flowchart LR"], dict[str, str]()
+
+        def place(kind: str, name: str) -> str:
+            """Return the node of a name; nothing in it can be read as Mermaid."""
+            node = places.setdefault(f"{kind} {name}", f"n{len(places)}")
+            return f'{node}["{name.replace(chr(34), "#quot;")}"]'
+
+        for message in explained.messages:
+            here = place("message", message.name)
+            lines.append(f"    {here}")
+            lines.extend(f"    {here} --> {place('transport', to)}" for to in message.route if to != "inline")
+            for one in message.handlers:
+                start = here if one.source == "inline" else place("transport", one.source)
+                label = "" if one.source == "inline" else f'|"{message.name.replace(chr(34), "#quot;")}"| '
+                lines.append(f"    {start} --> {label}{place('handler', one.name)}")
         say("\n".join(lines))
     else:
         say(str(explained))
@@ -217,6 +227,9 @@ def _print_dead(found: Sequence[Any], options: argparse.Namespace) -> None:
         )
         for one in found
     ]
+    if not rows:
+        say("none")
+        return
     table(("ID", "SINCE", "MESSAGE", "HANDLER", "FAILURES", "ERROR"), rows)
 
 

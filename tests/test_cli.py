@@ -1,0 +1,408 @@
+"""The command line, as programs of their own: each command on the example shop, and workers that end in every way."""
+
+import argparse
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventbus.cli import parser
+
+ROOT = Path(__file__).parents[1]
+SHOP = "shop.app:bus"
+PAGE = ROOT / "docs" / "guides" / "command-line.md"
+
+PLACE = """
+import anyio, sys
+from shop.app import bus
+from shop.database import make_tables
+from shop.messages import PlaceOrder, SwitchEmail
+
+async def main(orders, works):
+    async with bus.running(consume=False):
+        await make_tables(bus)
+        await bus.send(SwitchEmail(works=bool(works)))
+        for number in range(orders):
+            await bus.send(PlaceOrder(customer="ada@example.org", sku=f"mug {number}"))
+
+anyio.run(main, *map(int, sys.argv[1:]))
+"""
+
+SLOW = """
+import time
+import anyio
+from fastapi import FastAPI
+from eventbus import Event, EventBus, Limits, Module
+from eventbus.fastapi import install
+
+class Woken(Event, name="slow.woken"):
+    pass
+
+slow = Module("slow")
+threads = Module("threads")
+
+@slow.on(Woken)
+async def sleep(event: Woken) -> None:
+    print("sleeps", flush=True)
+    await anyio.sleep(60)
+
+@threads.on(Woken)
+def block(event: Woken) -> None:
+    print("blocks", flush=True)
+    time.sleep(60)
+
+bus = EventBus(slow, threads, name="slow", store="sqlite:///slow.db", routes={Woken: "store"}, limits=Limits(drain=1.0))
+app = FastAPI()
+install(app, bus, consume=False)
+broken = EventBus(slow, name="slow", routes={Woken: "nowhere"})
+
+async def main() -> None:
+    async with bus.running(consume=False):
+        await bus.publish(Woken(), atomic=False)
+
+if __name__ == "__main__":
+    anyio.run(main)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Return the directory in which the programs run, with their databases."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("SHOP_STORE", "EVENTBUS_CONFIG")}
+    return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "docs" / "examples")])}
+
+
+def run(place: Path, *words: str, code: int = 0) -> str:
+    """Run a command, which must end with a code; return what it printed, its errors if the code is not 0."""
+    command = [sys.executable, "-m", "eventbus.cli", *words]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=place, env=environment(), timeout=40
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr if code else done.stdout
+
+
+def python(place: Path, *words: str) -> None:
+    subprocess.run([sys.executable, *words], check=True, cwd=place, env=environment(), timeout=40)
+
+
+def rows(place: Path, statement: str, file: str = "shop.db") -> list[Any]:
+    connection = sqlite3.connect(place / file)
+    try:
+        return connection.execute(statement).fetchall()
+    finally:
+        connection.close()
+
+
+def until(true: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Return what becomes true, or fail."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not become true")
+
+
+class Worker:
+    """Be a running worker."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def says(self, pattern: str) -> list[str]:
+        return until(lambda: re.findall(pattern, self.log))
+
+    def end(self, *signals: int, seconds: float = 30.0) -> int:
+        for number in signals:
+            self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def worker(place: Path, *words: str) -> Iterator[Worker]:
+    """Start a worker, and see that it is gone at the end."""
+    log = place / f"log {time.monotonic()}"
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "eventbus.cli", "worker", *words]
+        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=place, env=environment())
+    try:
+        yield Worker(process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def waiting(place: Path) -> int:
+    return int(rows(place, "SELECT count(*) FROM eventbus_entry WHERE state = 0")[0][0])
+
+
+def options(start: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]:
+    """Yield each command with its options."""
+    inner = [action for action in start._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in inner:
+        for one in action.choices.values():
+            yield from options(one)
+    if not inner:
+        yield start.prog, [name for action in start._actions for name in action.option_strings if name.startswith("--")]
+
+
+def test_page_tells_all() -> None:
+    """Each command has its part of the page, and each of its options a word there; no other options are told of."""
+    page = PAGE.read_text()
+    told = dict(options(parser()))
+    for command, names in told.items():
+        part = re.search(rf"(?ms)^#+ `{re.escape(command)}\b.*?(?=^#|\Z)", page)
+        assert part is not None, command
+        for name in set(names) - {"--help"}:
+            assert f"`{name}" in part[0], f"{command} {name}"
+    known = {name for names in told.values() for name in names}
+    assert set(re.findall(r"--[a-z-]+\b", page)) <= known
+
+
+def test_import_is_light(place: Path) -> None:
+    """The command line loads nothing heavy before a command needs it."""
+    code = "import eventbus.cli, sys; print(*sys.modules)"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=place, env=environment()
+    ).stdout.split()
+    heavy = {
+        "rich",
+        "sqlite3",
+        "sqlalchemy",
+        "fastapi",
+        "subprocess",
+        "uvloop",
+        "eventbus.engine",
+        "eventbus.supervisor",
+    }
+    assert heavy & set(printed) == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["check"], 2, "the application stands last"),
+        (["check", "shop.app"], 2, "write module:name"),
+        (["check", "nonesuch:bus"], 2, "no module 'nonesuch'"),
+        (["check", "shop.app:bsu"], 2, "did you mean 'bus'"),
+        (["check", "shop.app:PAGE"], 2, "neither an EventBus nor an application"),
+        (["check", "a", SHOP], 2, "too many words"),
+        (["check", "--jsn", SHOP], 2, "unknown: --jsn"),
+        (["check", "slow:broken"], 1, "unknown transport 'nowhere'"),
+        (["worker", "slow:broken"], 1, "unknown transport 'nowhere'"),
+        (["worker", "--only", "paymnts", SHOP], 2, "did you mean payments?"),
+        (["worker", "--processes", "0", SHOP], 2, "whole number from 1"),
+        (["worker", "--processes", "2", "slow:broken"], 1, "unknown transport 'nowhere'"),
+        (["explain", "shop.nonesuch", SHOP], 1, "no message is registered"),
+        (["health", "slow:broken"], 2, "has no store"),
+        (["forget", "payments.charge_payment", SHOP], 2, "would announce it again"),
+        (["ddl", SHOP], 2, "--dialect"),
+        (["ddl", "--dialect", "nonesuch", SHOP], 2, "no tables for 'nonesuch'"),
+        (["dead", "replay", SHOP], 2, "say which to replay"),
+        (["dead", "list", "--since", "soon", SHOP], 2, "takes a time"),
+        (["dead", "show", "nonesuch", SHOP], 1, "no dead message has the id"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_refused(place: Path, words: list[str], code: int, says: str) -> None:
+    """What cannot be done ends with its own exit code and one sentence, without a traceback."""
+    printed = run(place, *words, code=code)
+    assert says in printed
+    assert "Traceback" not in printed
+
+
+def test_store_that_fails(place: Path) -> None:
+    """A store that cannot be used has an exit code of its own."""
+    (place / "shop.db").write_text("this is no database" * 1000)
+    assert "eventbus: " in run(place, "health", SHOP, code=3)
+
+
+def test_what_the_shop_is(place: Path) -> None:
+    """Commands that look at the wiring print it for people and for programs, by the bus or by the application."""
+    assert run(place, "check", SHOP) == "all is well\n"
+    assert json.loads(run(place, "check", "--offline", "--json", "shop.app:app")) == {"ok": True, "faults": []}
+    assert run(place, "explain", "shop.order_placed", SHOP).startswith("bus shop: 1 message\nevent shop.order_placed")
+    (facts,) = json.loads(run(place, "explain", "--json", "shop.order_placed", SHOP))["messages"]
+    assert facts["route"] == ["store"]
+    assert "command shop.place_order" in run(place, "topology", SHOP)
+    assert len(json.loads(run(place, "topology", SHOP, "--json"))["messages"]) == 6
+    drawn = run(place, "topology", "--mermaid", SHOP)
+    assert drawn.startswith("flowchart LR\n")
+    assert '["payments.charge_payment"]' in drawn
+    assert run(place, "ddl", "--dialect", "postgresql", SHOP).startswith("CREATE TABLE eventbus_entry (")
+
+
+def test_configuration_by_variable(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment moves a message by naming a file."""
+    (place / "eventbus.toml").write_text('[routes]\n"shop.order_placed" = "memory"\n')
+    moved = subprocess.run(
+        [sys.executable, "-m", "eventbus.cli", "explain", "shop.order_placed", SHOP],
+        check=True, capture_output=True, text=True, cwd=place, env=environment() | {"EVENTBUS_CONFIG": "eventbus.toml"},
+    )  # fmt: skip
+    assert "-> memory (routes['shop.order_placed'] in configuration)" in moved.stdout
+
+
+def test_orphans(place: Path) -> None:
+    """What waits for a handler that the application no longer has is found by ``check`` and ended by ``forget``."""
+    python(place, "-c", PLACE, "2", "1")
+    connection = sqlite3.connect(place / "shop.db")
+    with connection:
+        connection.execute(
+            "UPDATE eventbus_entry SET recipient = 'shop/old.gone' WHERE recipient LIKE '%charge_payment'"
+        )
+    connection.close()
+    assert "shop/old.gone: 2 wait and this application has no such handler" in run(place, "check", SHOP, code=1)
+    assert json.loads(run(place, "health", "--json", SHOP, code=1))["healthy"] is False
+    assert json.loads(run(place, "forget", "--json", "old.gone", SHOP)) == {"handler": "shop/old.gone", "dead": 2}
+    assert run(place, "check", SHOP) == "all is well\n"
+    assert "shop/notifications.send_email" in run(place, "health", SHOP)
+
+
+def test_lag(place: Path) -> None:
+    """A due message that waits for longer than it may is no good health."""
+    python(place, "-c", PLACE, "1", "1")
+    time.sleep(1.1)  # an age is what it is about
+    assert run(place, "health", SHOP).endswith("well\n")
+    assert "NOT WELL" in run(place, "health", "--lag", "1s", SHOP, code=1)
+
+
+def test_the_dead(place: Path) -> None:
+    """The dead are listed, shown, chosen by filters, replayed and discarded."""
+    python(place, "-c", PLACE, "4", "0")
+    with worker(place, "--only", "notifications.send_email", SHOP) as one:
+        until(lambda: rows(place, "SELECT count(*) FROM eventbus_entry WHERE state = 2") == [(4,)])
+        assert one.end(signal.SIGTERM) == 0
+    assert rows(place, "SELECT count(*) FROM stock") == [(0,)]  # of the others nothing was run
+    found = json.loads(run(place, "dead", "list", "--json", SHOP))
+    ids = [one["id"] for one in found]
+    assert {(one["handler"], one["failures"]) for one in found} == {("shop/notifications.send_email", 3)}
+    assert run(place, "dead", "list", SHOP, "--limit", "2").count("mail server refuses") == 2
+    for nobody in (["--type", "x"], ["--handler", "x"], ["--since", "2999-01-01"], ["--error", "nonesuch"]):
+        assert run(place, "dead", "list", *nobody, SHOP) == "none\n"
+    some = [
+        "--type",
+        "shop.order_placed",
+        "--handler",
+        "notifications.send_email",
+        "--since",
+        "1h",
+        "--error",
+        "refuses",
+    ]
+    assert len(json.loads(run(place, "dead", "list", "--json", *some, SHOP))) == 4
+    assert '"sku":"mug 0"' in run(place, "dead", "show", ids[0], SHOP)
+    assert json.loads(run(place, "dead", "show", "--json", ids[0], SHOP))["id"] == ids[0]
+    dry = json.loads(run(place, "dead", "discard", ids[0], "--dry-run", ids[1], "--json", SHOP))
+    assert [one["id"] for one in dry] == ids[:2]
+    assert run(place, "dead", "discard", ids[0], SHOP) == "discard: 1 message(s)\n"
+    assert run(place, "dead", "discard", ids[0], SHOP) == "discard: 0 message(s)\n"
+    assert len(json.loads(run(place, "dead", "replay", "--dry-run", "--json", *some, SHOP))) == 3
+    assert json.loads(run(place, "dead", "replay", "--limit", "1", "--json", *some, SHOP)) == {"replay": 1}
+    assert run(place, "dead", "replay", "--handler", "notifications.send_email", SHOP) == "replay: 2 message(s)\n"
+    assert run(place, "dead", "list", SHOP) == "none\n"
+
+
+def test_worker_drains(place: Path) -> None:
+    """SIGTERM under load fails nothing and leaves nothing leased, and the next worker does the rest."""
+    python(place, "-c", PLACE, "40", "1")
+    with worker(place, "--alive", "alive", "--concurrency", "2", "shop.app:app") as one:
+        one.says(r"worker \d+ runs 3 source")
+        until((place / "alive").exists)
+        until(lambda: rows(place, "SELECT count(*) FROM stock") > [(2,)])
+        assert one.end(signal.SIGTERM) == 0
+        assert "drains" in one.log
+    assert not (place / "alive").exists()
+    left = waiting(place)
+    assert left > 0
+    assert rows(place, "SELECT count(*) FROM eventbus_entry WHERE failures > 0 OR owner IS NOT NULL AND state = 0") == [
+        (0,)
+    ]
+    with worker(place, SHOP) as two:
+        until(lambda: waiting(place) == 0)
+        assert two.end(signal.SIGINT) == 0
+    for table in ("stock", "payments", "emails"):
+        assert rows(place, f"SELECT count(*), count(DISTINCT order_id) FROM {table}") == [(40, 40)]
+
+
+def test_killed_process_is_replaced(place: Path) -> None:
+    """One of two processes that is killed with -9 is started again, and nothing is lost."""
+    python(place, "-c", PLACE, "40", "1")
+    with worker(place, "--processes", "2", "--alive", "alive", SHOP) as crew:
+        first, _ = until(lambda: (found := re.findall(r"worker (\d+) runs", crew.log))[1:] and found)
+        until(lambda: rows(place, "SELECT count(*) FROM stock") > [(0,)])
+        os.kill(int(first), signal.SIGKILL)
+        until(lambda: len(re.findall(r"worker (\d+) runs", crew.log)) == 3)
+        until(lambda: waiting(place) == 0)
+        assert {file.name for file in place.glob("alive*")} == {"alive.0", "alive.1"}
+        assert crew.end(signal.SIGTERM) == 0
+    for table in ("stock", "payments"):
+        assert rows(place, f"SELECT count(*), count(DISTINCT order_id) FROM {table}") == [(40, 40)]
+
+
+def test_processes_end_with_their_parent(place: Path) -> None:
+    """Worker processes whose parent was killed with -9 end by themselves."""
+    with worker(place, "--processes", "2", SHOP) as crew:
+        children = until(lambda: (found := re.findall(r"worker (\d+) runs", crew.log))[1:] and found)
+        crew.end(signal.SIGKILL)
+        until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+def test_second_signal(place: Path) -> None:
+    """A second signal ends a worker at once, and what it was doing is handed back and not failed."""
+    python(place, "slow.py")
+    with worker(place, "--only", "slow", "slow:app") as one:
+        one.says("sleeps")
+        assert "blocks" not in one.log
+        one.process.send_signal(signal.SIGTERM)
+        one.says("drains")
+        assert one.end(signal.SIGTERM) == 128 + signal.SIGTERM
+    entries = rows(
+        place, "SELECT failures, owner, state FROM eventbus_entry WHERE recipient = 'slow/slow.sleep'", "slow.db"
+    )
+    assert entries == [(0, None, 0)]
+
+
+def test_thread_that_does_not_end(place: Path) -> None:
+    """A thread that outlasts the drain is named, and does not hold the process; it has not failed."""
+    python(place, "slow.py")
+    with worker(place, "--only", "threads.block", "slow:bus") as one:
+        one.says("blocks")
+        assert one.end(signal.SIGTERM) == 124
+        assert "still running: slow/threads.block (1)" in one.log
+    entries = rows(
+        place, "SELECT failures, state FROM eventbus_entry WHERE recipient = 'slow/threads.block'", "slow.db"
+    )
+    assert entries == [(0, 0)]
+
+
+def test_screen_is_safe(place: Path) -> None:
+    """Control characters of an error neither colour nor move what is on the screen."""
+    python(place, "-c", PLACE, "1", "1")
+    connection = sqlite3.connect(place / "shop.db")
+    with connection:
+        connection.execute("UPDATE eventbus_entry SET state = 2, error = char(27) || '[31mred' || char(13) || 'x'")
+    connection.close()
+    printed = run(place, "dead", "list", SHOP)
+    assert "\x1b" not in printed
+    assert "\\x1b[31mred\\rx" in printed
