@@ -22,7 +22,7 @@ Facts = Mapping[str, str]
 """What the numbers depend on."""
 
 
-def facts(packages: Iterable[str] = ("anyio", "fastapi", "pydantic")) -> Facts:
+def facts(packages: Iterable[str] = ("anyio", "fastapi", "pydantic", "sqlalchemy", "psycopg")) -> Facts:
     """Return what the numbers depend on."""
     found = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",

@@ -21,7 +21,7 @@ from benchmarks.measure import quiet_gc
 CHUNK = 1_000
 RATE = 200
 WORKERS = 16
-"""Each keeps a connection, as does fetching; more were no faster."""
+"""Each keeps a connection, as does fetching."""
 CONNECTIONS = 20 + WORKERS + 1
 
 
