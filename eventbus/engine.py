@@ -24,7 +24,7 @@ from eventbus.limits import Limits
 from eventbus.link import Link
 from eventbus.live import Live, Stream
 from eventbus.registry import MEMORY, Registry
-from eventbus.sources import Countable, Sources, groups
+from eventbus.sources import Countable, Sources, groups, ordered_groups
 from eventbus.worker import Source, Worker
 
 __all__ = ("Engine",)
@@ -202,11 +202,11 @@ class Engine:
 
     def _declared(self) -> list[Link]:
         for link in self.links.values():
-            link.topics = {
-                subject.spec.name: groups(self.registry, subject)
-                for subject in self.registry.subjects.values()
-                if subject.source == link.name and subject.routed
-            }
+            taken = [
+                subject for subject in self.registry.subjects.values() if subject.source == link.name and subject.routed
+            ]
+            link.topics = {subject.spec.name: groups(self.registry, subject) for subject in taken}
+            link.ordered = {subject.spec.name: ordered_groups(self.registry, subject) for subject in taken}
         if self.broadcast is not None:
             self.broadcast.link.topics |= dict.fromkeys(self.broadcast.topics.values(), ())
         return self.used_links()

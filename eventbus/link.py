@@ -54,6 +54,8 @@ class Link:
         self.transport = transport
         self.topics: dict[str, tuple[str, ...]] = {}
         """Topic -> groups to declare at every opening."""
+        self.ordered: dict[str, tuple[str, ...]] = {}
+        """Topic -> those of its groups that have one key in one process."""
         self.backoff = Backoff(runtime)
         self._runtime = runtime
         self._limits = limits
@@ -138,7 +140,8 @@ class Link:
         await self.up()
         life = self._up
         try:
-            await self.transport.declare(topic, () if group is None else (group,))
+            groups = () if group is None else (group,)
+            await self.transport.declare(topic, groups, ordered=groups if ordered else ())
         except Lost:
             self._lost(life)
             raise
@@ -149,13 +152,16 @@ class Link:
 
     async def _declare(self) -> None:
         """Declare all topics; one that the broker refuses is the trouble of its own subscribers and publishers."""
-        for topic, groups in self.topics.items():
+        for topic in self.topics:
             try:
-                await self.transport.declare(topic, groups)
+                await self._declare_one(topic)
             except Lost:
                 raise
             except TransportError as error:
                 log.warning("transport %s: declaring %s: %s", self.name, topic, error)
+
+    async def _declare_one(self, topic: str) -> None:
+        await self.transport.declare(topic, self.topics.get(topic, ()), ordered=self.ordered.get(topic, ()))
 
     async def _probe(self, topic: str) -> None:
         """Declare a topic anew, which heals one that was deleted; a link that cannot even do this is lost."""
@@ -164,7 +170,7 @@ class Link:
         self._probed.add(topic)
         life = self._up
         try:
-            await self.transport.declare(topic, self.topics.get(topic, ()))
+            await self._declare_one(topic)
         except Lost as error:
             log.warning("transport %s: %s", self.name, error)
             self._lost(life)

@@ -25,7 +25,7 @@ from eventbus.store import NewEntry, Recipient
 from eventbus.transport import Delivery
 from eventbus.worker import Source
 
-__all__ = ("Countable", "Sources", "groups")
+__all__ = ("Countable", "Sources", "groups", "ordered_groups")
 
 log = logging.getLogger("eventbus")
 
@@ -46,6 +46,14 @@ def groups(registry: Registry, subject: Subject) -> tuple[str, ...]:
     if _is_ingested(registry, subject):
         return (registry.owner,)
     return tuple(registry.queue(known.handler) for known in subject.routed)
+
+
+def ordered_groups(registry: Registry, subject: Subject) -> tuple[str, ...]:
+    """Return those of its groups that have one key in one process, because a handler wants its keys in order."""
+    ordered = [known for known in subject.routed if known.handler.options.ordered]
+    if ordered and _is_ingested(registry, subject):
+        return (registry.owner,)
+    return tuple(registry.queue(known.handler) for known in ordered)
 
 
 def _is_ingested(registry: Registry, subject: Subject) -> bool:

@@ -7,7 +7,7 @@ step has a timeout of the adapter's own, and runs in a task that the adapter own
 cuts a client library in the middle.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -155,8 +155,12 @@ class Transport(Protocol):
         """Fail every waiter with ``Lost``, then close, within 2 s."""
         ...
 
-    async def declare(self, topic: str, groups: Sequence[str]) -> None:
-        """Create what is missing; delete and change nothing; safe to repeat."""
+    async def declare(self, topic: str, groups: Sequence[str], *, ordered: Collection[str] = ()) -> None:
+        """Create what is missing; delete and change nothing; safe to repeat.
+
+        ``ordered`` names those of the groups that will be subscribed with ``ordered=True``: some brokers have to know
+        when they make a queue.
+        """
         ...
 
     async def publish(self, topic: str, wires: Sequence[Wire]) -> None:

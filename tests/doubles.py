@@ -1,7 +1,7 @@
 """Stand-ins that tests share: a delivery that notes what becomes of it, and a transport that fails on command."""
 
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
@@ -67,6 +67,7 @@ class Flaky:
         self.calls: Counter[str] = Counter()
         self.log: list[tuple[Any, ...]] = []
         self.topics: dict[str, set[str]] = {}
+        self.ordered: set[tuple[str, str]] = set()
         self.queues: dict[tuple[str, str], deque[tuple[Wire, int]]] = {}
         self.open = 0
         self.subscriptions: list[Line] = []
@@ -95,9 +96,10 @@ class Flaky:
             line.lose("the link was closed")
         await self.step("close")
 
-    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+    async def declare(self, topic: str, groups: Sequence[str], *, ordered: Collection[str] = ()) -> None:
         """Remember groups and make their queues."""
         await self.step("declare")
+        self.ordered.update((topic, group) for group in ordered)
         self.topics.setdefault(topic, set()).update(groups)
         for group in groups:
             self.queues.setdefault((topic, group), deque())

@@ -694,6 +694,19 @@ async def test_bus_starts_while_its_broker_is_away() -> None:
         await web.bus.send(Double(number=1))
 
 
+async def declared_as_ordered(**options: Any) -> set[tuple[str, str]]:
+    transport = Flaky()
+    async with Web(transport, **options).open():
+        return {*transport.ordered}
+
+
+async def test_a_broker_is_told_who_wants_order() -> None:
+    """The group of an ordered handler is declared as ordered; with a store that is the group that takes it in."""
+    assert await declared_as_ordered() == set()
+    assert await declared_as_ordered(handler={"ordered": True}) == {("t.paid", "shop/m.paid")}
+    assert await declared_as_ordered(handler={"ordered": True}, store="memory://") == {("t.paid", "shop")}
+
+
 async def test_retries_are_held_where_the_transport_cannot() -> None:
     """Without delays of its own a transport keeps the message with us, extended, until its next attempt."""
     transport = Flaky(retry=0.0, returns="lease")

@@ -279,6 +279,22 @@ async def test_probe_that_is_refused_leaves_the_link_up() -> None:
         assert bench.link.is_up
 
 
+async def test_ordered_groups_are_declared_as_such() -> None:
+    """A broker hears which groups are ordered at the opening, in a probe and from a subscriber."""
+    transport = Flaky()
+    bench = Bench(transport)
+    bench.link.topics, bench.link.ordered = {"t": ("g", "h"), "u": ("g",)}, {"t": ("h",)}
+    async with bench.kept():
+        assert {("t", "h")} == transport.ordered
+        transport.ordered.clear()
+        transport.trouble["publish"] = at(1)
+        with pytest.raises(PublishError):
+            await bench.link.publish("t", [WIRE])
+        assert {("t", "h")} == transport.ordered
+        async with bench.link.subscribe("u", group="g", prefetch=1, lease=1.0, ordered=True):
+            assert {("t", "h"), ("u", "g")} == transport.ordered
+
+
 async def test_subscribe_declares_and_receives() -> None:
     """A subscription declares its group first, so that a queue deleted meanwhile is there again."""
     transport = Flaky()

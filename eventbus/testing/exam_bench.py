@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 from anyio import current_time
@@ -134,13 +135,14 @@ class Desk:
 
 
 @asynccontextmanager
-async def opened(bench: Bench, *groups: str) -> AsyncGenerator[Desk]:
+async def opened(bench: Bench, *groups: str, ordered: bool = False) -> AsyncGenerator[Desk]:
     """Open a transport and declare a new topic with groups, twice at once and once more, as processes do."""
+    which = groups if ordered else ()
     async with bench.make() as transport:
         desk = Desk(bench, transport, f"exam.{new_id()}")
         groups = groups if transport.capabilities.groups else ()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(transport.declare, desk.topic, groups)
-            tasks.start_soon(transport.declare, desk.topic, groups)
-        await transport.declare(desk.topic, groups)
+            for _ in range(2):
+                tasks.start_soon(partial(transport.declare, desk.topic, groups, ordered=which))
+        await transport.declare(desk.topic, groups, ordered=which)
         yield desk

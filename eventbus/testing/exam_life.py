@@ -45,7 +45,7 @@ async def _in_order(desk: Desk, count: int) -> list[Wire]:
 
 async def one_consumer(bench: Bench) -> None:
     """Give one consumer the messages of each key in the order of their publishing."""
-    async with opened(bench, "a") as desk, desk.subscribe(prefetch=1, ordered=True) as subscription:
+    async with opened(bench, "a", ordered=True) as desk, desk.subscribe(prefetch=1, ordered=True) as subscription:
         sent = await _in_order(desk, 30)
         got: list[Wire] = []
         for _ in sent:
@@ -60,7 +60,7 @@ async def one_process(bench: Bench) -> None:
     got: list[Wire] = []
     held: list[tuple[str | None, str]] = []
     async with (
-        opened(bench, "a") as desk,
+        opened(bench, "a", ordered=True) as desk,
         desk.subscribe(prefetch=10, ordered=True) as first,
         desk.subscribe(prefetch=10, ordered=True) as second,
         anyio.create_task_group() as tasks,
@@ -92,7 +92,7 @@ async def one_process(bench: Bench) -> None:
 async def successor(bench: Bench) -> None:
     """Go on in order with what was unsettled when the consumer that had the key dies."""
     sent = letters(30, key=KEYS[0])
-    async with opened(bench, "a") as desk, AsyncExitStack() as longer:
+    async with opened(bench, "a", ordered=True) as desk, AsyncExitStack() as longer:
         async with desk.subscribe(prefetch=10, ordered=True) as first:
             for wire in sent:
                 await desk.publish([wire])

@@ -44,7 +44,7 @@ async def out_of_order(bench: Bench) -> None:
     """Bring back what was not acked when acks came out of order, and what was only after a gap."""
     sent = letters(10, key="k")
     async with opened(bench, "a") as desk:
-        async with desk.subscribe(ordered=desk.transport.capabilities.order != "none") as subscription:
+        async with desk.subscribe() as subscription:
             await desk.publish(sent)
             held = await desk.take(subscription, len(sent))
             for index in (5, 1, 0):

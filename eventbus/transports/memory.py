@@ -7,7 +7,7 @@ that nobody waits for: when it is full, the subscriber has fallen behind, and it
 
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Self
@@ -96,8 +96,8 @@ class MemoryTransport:
             tasks.cancel_scope.cancel()
             await tasks.__aexit__(None, None, None)
 
-    async def declare(self, topic: str, groups: Sequence[str]) -> None:
-        """Create the queues that are missing."""
+    async def declare(self, topic: str, groups: Sequence[str], *, ordered: Collection[str] = ()) -> None:
+        """Create the queues that are missing; every one can be ordered."""
         road = self._topics.setdefault(topic, Topic(topic, self._limits.queue))
         for group in groups:
             road.queues.setdefault(group, Queue(self._shelf, road, group))
