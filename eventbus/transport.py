@@ -35,6 +35,8 @@ __all__ = (
 
 SCHEMES: dict[str, str] = {
     "memory": "eventbus.transports.memory:MemoryTransport",
+    "amqp": "eventbus.transports.rabbitmq:RabbitMQTransport",
+    "amqps": "eventbus.transports.rabbitmq:RabbitMQTransport",
     "redis": "eventbus.transports.redis:RedisTransport",
     "redis+pubsub": "eventbus.transports.redis:RedisPubSubTransport",
     "rediss": "eventbus.transports.redis:RedisTransport",

@@ -72,7 +72,7 @@ class Port:
     async def __aexit__(self, *exc: object) -> None:
         self.cut()
 
-    async def declare(self, topic: str, groups: Any) -> None:
+    async def declare(self, topic: str, groups: Any, *, ordered: Any = ()) -> None:
         """Declare it."""
         self._check()
         await self.hub.declare(topic, groups)

@@ -7,7 +7,7 @@ choose partitions as every Kafka client does, and a partition has one reader per
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -99,7 +99,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
         """End every subscription, fail every waiting publisher with ``Lost``, and close within 2 s."""
         await self._tasks.finish(self._close(), "closing")
 
-    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+    async def declare(self, topic: str, groups: Sequence[str], *, ordered: Collection[str] = ()) -> None:
         """Create the topics that are missing: that of the messages, and those of the dead."""
         sender = self._require_open()
         if sender.broken:

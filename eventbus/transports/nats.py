@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Protocol, Self, TypeVar
@@ -160,7 +160,7 @@ class NatsTransport:
         """Fail every waiter with ``Lost``, then close."""
         await self._hull.close()
 
-    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+    async def declare(self, topic: str, groups: Sequence[str], *, ordered: Collection[str] = ()) -> None:
         """Create the streams and consumers that are missing; with ``declare=false`` only look for the stream."""
         line, topology = self._life()
         await line.run(lambda: topology.declare(topic, groups))
@@ -285,7 +285,7 @@ class NatsCoreTransport:
         """Fail every waiter with ``Lost``, then close."""
         await self._hull.close()
 
-    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+    async def declare(self, topic: str, groups: Sequence[str], *, ordered: Collection[str] = ()) -> None:
         """Do nothing but look whether the connection stands: there is nothing to create."""
         self._hull.line()
 

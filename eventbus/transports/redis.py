@@ -7,7 +7,7 @@ has settled is trimmed away.
 
 import os
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Self
@@ -77,7 +77,7 @@ class RedisTransport:
         """End every subscription, fail every waiter with ``Lost``, and hand back what nobody has received."""
         await self._hub.close()
 
-    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+    async def declare(self, topic: str, groups: Sequence[str], *, ordered: Collection[str] = ()) -> None:
         """Create the groups that are missing, each from the first message there is."""
         stream = self._prefix + topic
         commands: list[Command] = [("XGROUP", "CREATE", stream, group, "0", "MKSTREAM") for group in groups]
@@ -157,7 +157,7 @@ class RedisPubSubTransport:
         """End every subscription and fail every waiter with ``Lost``."""
         await self._hub.close()
 
-    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+    async def declare(self, topic: str, groups: Sequence[str], *, ordered: Collection[str] = ()) -> None:
         """Declare nothing, but find out whether the server is there. Raises ``TransportError`` for a group."""
         self._refuse(topic, *groups)
         await self._hub.line.call([("PING",)])

@@ -1,7 +1,7 @@
 """One broker that several simulated processes share, and the link through which each of them reaches it."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -77,7 +77,7 @@ class Link:
     async def __aexit__(self, *exc: object) -> None:
         self.broker.disconnect(self.process)
 
-    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+    async def declare(self, topic: str, groups: Sequence[str], *, ordered: Collection[str] = ()) -> None:
         """Create queues."""
         await self.call(f"declare {topic}", lambda: self.broker.server.declare(topic, groups))
 
