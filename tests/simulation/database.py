@@ -1,7 +1,7 @@
 """One database that several simulated processes share: entries and business rows, committed together."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio
@@ -118,12 +118,24 @@ class Unit:
     async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Write entries with the commit."""
         ids = " ".join(entry.message_id for entry in entries)
-        return await self.port.call(f"insert {ids}", lambda: self._do(self._inner.add, entries))
+        with self._excusing():
+            return await self.port.call(f"insert {ids}", lambda: self._do(self._inner.add, entries))
 
     async def settle(self, settlement: Settlement) -> bool:
         """Write a settlement with the commit."""
         what = f"finish {settlement.seq}/{settlement.claims}"
-        return await self.port.call(what, lambda: self._do(self._inner.settle, settlement))
+        with self._excusing():
+            return await self.port.call(what, lambda: self._do(self._inner.settle, settlement))
+
+    @contextmanager
+    def _excusing(self) -> Generator[None]:
+        """Let a handling come again whose end the store failed to write: that is no failure of its handler."""
+        try:
+            yield
+        except StoreError:
+            for row in self._inner._locked:
+                self.world.oracle.excuse(row.recipient)
+            raise
 
     async def _do(self, verb: Callable[..., Awaitable[T]], *args: Any) -> T:
         if self.over:
