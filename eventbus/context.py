@@ -13,7 +13,7 @@ __all__ = ("EMPTY", "Context", "Identity", "Origin", "Seed", "current", "drainin
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
 
-NESTED = 100
+NESTED = 50
 """Messages of which each was sent or published while the one before was handled, all in one call."""
 
 Seed = list[Any]

@@ -523,7 +523,7 @@ async def test_publishing_in_a_circle_is_stopped() -> None:
 
     with pytest.raises(ExceptionGroup) as caught:
         await EventBus(module).publish(Placed())
-    assert depth == 50
+    assert depth == 25
     error: BaseException = caught.value
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
@@ -550,7 +550,7 @@ async def test_publishing_in_a_circle_is_stopped_though_nobody_looks(others: int
     bus = EventBus(module)
     with pytest.raises(ExceptionGroup) as caught:
         await bus.publish(Placed())
-    assert depth == 100
+    assert depth == 50
     error: BaseException = caught.value
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]

@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
+
 from eventbus.errors import Lost, Refused, TransportError, WiringError
 from eventbus.transport import Wire
 from eventbus.transports._rabbitmq_client import aio_pika, aiormq, channel_of, link_of, reason, when_closed
@@ -123,13 +125,24 @@ class Line:
     async def close(self, why: str) -> None:
         """End this life and leave nothing open, within two seconds."""
         self.lose(why)
-        if not self._tasks:
-            return
-        _, late = await asyncio.wait(self._tasks, timeout=FAREWELL)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=0.3)
+        ending, cut = asyncio.get_running_loop().create_task(self._finish(tuple(self._tasks))), None
+        with anyio.CancelScope(shield=True):  # an event loop that ends with connections half closed would hang
+            while not ending.done():
+                try:
+                    await asyncio.wait((ending,))
+                except asyncio.CancelledError as error:
+                    cut = error
+        if cut is not None:
+            raise cut
+
+    async def _finish(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+        for seconds in (FAREWELL, 0.3):
+            if not tasks:
+                return
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            tasks = tuple(late)
+            for task in tasks:
+                task.cancel()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run something in a task that this life owns."""
