@@ -125,8 +125,7 @@ async def test_a_lost_link_fails_all_at_once() -> None:
 
     async with anyio.create_task_group() as group:
         await link.begin(group, add, *"0123")
-        while link.flying:
-            link.land(refused(OperationalError))
+        assert [["0"], ["1"], ["2", "3"]] == [link.land(refused(OperationalError)) for _ in range(3)]
     assert 4 == len(failed)
 
 
@@ -148,6 +147,7 @@ async def test_statements_that_hang_keep_up_nobody(monkeypatch: pytest.MonkeyPat
         await link.begin(group, link.add_ids, *"01")
         monkeypatch.setattr("eventbus.stores._sqlalchemy_gathering.SLOW", 0.0)
         await link.begin(group, link.add_ids, "2")
+        assert 3 == len(link.flying)
         assert [["0"], ["1"], ["2"]] == [link.land() for _ in range(3)]
 
 
