@@ -61,7 +61,9 @@ def _main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    root = argparse.ArgumentParser(prog="eventbus", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    root = argparse.ArgumentParser(
+        prog="eventbus", description="Run workers, and look at a bus and its dead.", allow_abbrev=False
+    )
     commands = root.add_subparsers(metavar="COMMAND", required=True)
     worker = _command(commands, "worker", _worker, "run handlers until SIGTERM or SIGINT", json=False)
     worker.add_argument(
