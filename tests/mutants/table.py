@@ -298,8 +298,8 @@ RUNNING = (
     Mutant(
         "engine: a cancelled lifetime does not drain",
         "eventbus/engine.py",
-        "        with anyio.CancelScope(shield=True):\n            if self.worker",
-        "        with anyio.CancelScope():\n            if self.worker",
+        "        with anyio.CancelScope(shield=True):\n            if self.broadcast",
+        "        with anyio.CancelScope():\n            if self.broadcast",
         (f"{CANCEL}cancelled_lifetime_counts_no_failure",),
     ),
     Mutant(
@@ -339,15 +339,15 @@ WRITING = (
     Mutant(
         "entries: a transaction commits without its events",
         "eventbus/entries.py",
-        "            yield level.transaction, unit\n            await self.flush(level)",
-        "            yield level.transaction, unit",
+        "            if failure is None:\n                await entries.flush(level)",
+        "            if failure is not None:\n                await entries.flush(level)",
         (f"{TRANSACTIONS}commit_takes_rows_and_events_together",),
     ),
     Mutant(
         "entries: a transaction that is over takes events",
         "eventbus/entries.py",
-        "            await self.flush(level)\n            level.transaction.closed = True",
-        "            await self.flush(level)",
+        "        level.transaction.closed = True\n        try:",
+        "        try:",
         (f"{TRANSACTIONS}transaction_that_is_over_refuses",),
     ),
     Mutant(
@@ -422,15 +422,15 @@ CALLING = (
     Mutant(
         "dispatch: an inline message drops its delay",
         "eventbus/dispatch.py",
-        "        if delay and not subject.targets and not self.at_once:",
+        "        if delay and not plan.targets and not self.at_once:",
         "        if False:",
         ("tests/test_dispatch.py::test_delay_needs_a_route",),
     ),
     Mutant(
         "fanout: the exit of one handler ends in silence",
         "eventbus/fanout.py",
-        "            if errors[index] is error:\n                group.cancel_scope.cancel()",
-        "            if errors[index] is error:\n                pass",
+        "        if failure is None and self.group is not None:",
+        "        if failure is not None and self.group is not None:",
         ("tests/test_fanout.py::test_exit_of_a_call_ends_the_others_and_comes_back",),
     ),
     Mutant(
