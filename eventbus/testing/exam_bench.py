@@ -12,15 +12,38 @@ from eventbus.clock import new_id
 from eventbus.errors import Lost, PublishError, TransportError
 from eventbus.transport import Capabilities, Delivery, Subscription, Transport, Wire
 
-__all__ = ("Bench", "Check", "Desk", "always", "is_loss", "letters", "opened", "require", "until")
+__all__ = ("Bench", "Broker", "Check", "Desk", "always", "is_loss", "letters", "opened", "require", "until")
+
+
+Make = Callable[[], Transport]
+"""Returns a new transport, not opened, on the same broker every time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broker:
+    """Say what a test can do to the broker itself, all of it on the same address and the same data."""
+
+    start: Callable[[], Awaitable[None]]
+    """Starts it unless it runs."""
+    stop: Callable[[], Awaitable[None]]
+    """Ends it in good order."""
+    kill: Callable[[], Awaitable[None]]
+    """Ends it as a crash would."""
+    delete: Callable[[str, str], Awaitable[None]]
+    """Deletes what a topic and a group have there: the queue, the stream or the group."""
+    frozen: Callable[[], AbstractAsyncContextManager[tuple[Make, Callable[[], None]]]]
+    """Yields how to get a transport by way of a network, and what makes this network swallow everything."""
+    age: float = 0.0
+    """Seconds after which what was declared survives a kill."""
+    count: int = 1_000
+    """Messages that go through restarts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     """Say how to get a transport, and how long to wait for it."""
 
-    make: Callable[[], Transport]
-    """Returns a new transport, not opened, on the same broker every time."""
+    make: Make
     lease: float = 1.0
     """Passed to ``subscribe``."""
     patience: float = 5.0
@@ -29,6 +52,8 @@ class Bench:
     """Seconds after which nothing more will come: longer than two polls of the transport."""
     dead: Callable[[Transport, str, str], Awaitable[Sequence[tuple[str, str]]]] | None = None
     """Returns id and reason of each dead message of a topic and a group; needed if ``dead`` is declared."""
+    broker: Broker | None = None
+    """What can be done to the broker, for ``BROKER_CHECKS``."""
 
 
 @dataclass(frozen=True, slots=True)

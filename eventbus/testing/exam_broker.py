@@ -1,0 +1,272 @@
+"""Ask a transport what it does when its broker is away, killed, emptied or silent; asked where a test can do that."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import anyio
+from anyio import current_time
+
+from eventbus.clock import new_id
+from eventbus.errors import Lost, SettleError, TransportError
+from eventbus.testing.exam_bench import Bench, Broker, Check, Desk, is_loss, letters, opened, require, until
+from eventbus.transport import Capabilities, Subscription, Wire
+
+__all__ = ("CHECKS",)
+
+AWAY = 10.0
+"""Seconds within which a broker that is away is said to be."""
+
+SILENT = 15.0
+"""Seconds within which a broker that says nothing any more is said to be lost."""
+
+PUBLISHERS = 100
+"""Tasks that publish while the broker is restarted."""
+
+
+def broker_of(bench: Bench) -> Broker:
+    """Return what can be done to the broker. Raises ``AssertionError`` if the bench does not say."""
+    if bench.broker is None:
+        raise AssertionError("this check stops the broker: say how by Bench(broker=...)")
+    return bench.broker
+
+
+def stores(capabilities: Capabilities) -> bool:
+    """Need a broker that keeps what it has confirmed."""
+    return capabilities.confirm == "stored" and capabilities.settle != "none"
+
+
+def stores_retries(capabilities: Capabilities) -> bool:
+    """Need a broker that keeps what is postponed."""
+    return stores(capabilities) and capabilities.retry > 0
+
+
+def has_queues(capabilities: Capabilities) -> bool:
+    """Need groups that somebody could delete."""
+    return capabilities.groups and capabilities.settle != "none"
+
+
+def is_remote(capabilities: Capabilities) -> bool:
+    """Need a broker behind a network."""
+    return capabilities.groups
+
+
+async def _aged(bench: Bench) -> None:
+    await anyio.sleep(broker_of(bench).age)
+
+
+async def _settled(bench: Bench, topic: str, count: int, *, within: float) -> list[str]:
+    """Return the ids of so many messages, with new transports for as long as the broker needs."""
+    got: list[str] = []
+    with anyio.move_on_after(within):
+        while len(set(got)) < count:
+            try:
+                async with bench.make() as transport:
+                    desk = Desk(bench, transport, topic)
+                    await transport.declare(topic, ["a"])
+                    async with desk.subscribe() as subscription:
+                        while len(set(got)) < count:
+                            delivery = await subscription.receive()
+                            got.append(delivery.wire.id)
+                            await delivery.ack()
+            except TransportError:
+                await anyio.sleep(0.1)
+    return got
+
+
+async def away(bench: Bench) -> None:
+    """Say Lost within ten seconds when the broker is away, to who opens and to who publishes."""
+    broker = broker_of(bench)
+    async with opened(bench, "a") as desk:
+        await broker.stop()
+        try:
+            for publishing in (True, False):
+                start = current_time()
+                try:
+                    with anyio.fail_after(AWAY + 5.0):
+                        if publishing:
+                            await desk.publish(letters(1))
+                        else:
+                            async with bench.make():
+                                pass
+                except TransportError as error:
+                    require(is_loss(error), f"it should be Lost, not {error!r}")
+                else:
+                    raise AssertionError("nothing was said")
+                waited = current_time() - start
+                require(waited <= AWAY, f"it was said after {waited:.1f} s")
+        finally:
+            await broker.start()
+
+
+async def confirmed(bench: Bench) -> None:
+    """Keep through a kill of the broker what publish has returned for."""
+    sent = letters(50)
+    async with opened(bench, "a") as desk:
+        await _aged(bench)
+        await desk.publish(sent)
+        await broker_of(bench).kill()
+    await broker_of(bench).start()
+    got = await _settled(bench, desk.topic, len(sent), within=10 * bench.patience)
+    require({wire.id for wire in sent} <= set(got), f"{len(set(got))} of {len(sent)} survived")
+
+
+async def postponed(bench: Bench) -> None:
+    """Keep through a restart of the broker what is postponed."""
+    async with opened(bench, "a") as desk, desk.subscribe() as subscription:
+        after = min(max(3.0, desk.transport.capabilities.grain), desk.transport.capabilities.retry)
+        await desk.publish(letters(1))
+        for wait in (desk.transport.capabilities.grain, after):
+            [delivery] = await desk.take(subscription, 1)
+            await delivery.retry(wait)
+            if wait != after:
+                await _aged(bench)
+        await broker_of(bench).stop()
+    await broker_of(bench).start()
+    got = await _settled(bench, desk.topic, 1, within=after + 10 * bench.patience)
+    require(got == [delivery.wire.id], f"it came back as {got}")
+
+
+class _Office:
+    """Publish and consume through a broker that goes away and comes back, as a worker does."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.topic = f"exam.{new_id()}"
+        self.got: set[str] = set()
+        self.lives = 0
+        self.losses = 0
+        self.unkind: list[TransportError] = []
+        self._desk: Desk | None = None
+
+    def has(self, count: int) -> bool:
+        """Tell whether so many have arrived."""
+        return len(self.got) >= count
+
+    async def work(self) -> None:
+        """Open, consume and ack, and again after every loss."""
+        while True:
+            try:
+                async with self.bench.make() as transport:
+                    await transport.declare(self.topic, ["a"])
+                    desk = Desk(self.bench, transport, self.topic)
+                    async with desk.subscribe() as subscription:
+                        self._desk, self.lives = desk, self.lives + 1
+                        await self._consume(subscription)
+            except TransportError as error:
+                self._note(error)
+            finally:
+                self._desk = None
+            await anyio.sleep(0.1)
+
+    async def _consume(self, subscription: Subscription) -> None:
+        while True:
+            try:
+                delivery = await subscription.receive()
+            except Lost:
+                self.losses += 1
+                raise
+            try:
+                await delivery.ack()
+            except SettleError:
+                continue
+            self.got.add(delivery.wire.id)
+
+    async def publish(self, wires: Sequence[Wire]) -> None:
+        """Publish one by one, each until it is confirmed."""
+        for wire in wires:
+            done = False
+            while not done:
+                desk = self._desk
+                try:
+                    if desk is not None:
+                        await desk.publish([wire])
+                        done = True
+                except TransportError as error:
+                    self._note(error)
+                if not done:
+                    await anyio.sleep(0.05)
+
+    def _note(self, error: TransportError) -> None:
+        if not is_loss(error):
+            self.unkind.append(error)
+
+
+async def restarted(bench: Bench) -> None:
+    """Bring everything that was confirmed through two restarts of the broker under load, told by one Lost each."""
+    broker, office = broker_of(bench), _Office(bench)
+    sent = letters(broker.count)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(office.work)
+        await until(lambda: office.lives == 1, 4 * bench.patience, "it did not open")
+        await _aged(bench)
+        async with anyio.create_task_group() as publishers:
+            for number in range(PUBLISHERS):
+                publishers.start_soon(office.publish, sent[number::PUBLISHERS])
+            for third, end in ((1, broker.stop), (2, broker.kill)):
+                await until(partial(office.has, third * len(sent) // 3), AWAY * bench.patience, "no progress")
+                await end()
+                await broker.start()
+        patience = AWAY * bench.patience
+        await until(lambda: len(office.got) >= len(sent), patience, f"only {len(office.got)} of {len(sent)} arrived")
+        tasks.cancel_scope.cancel()
+    require(office.got == {wire.id for wire in sent}, "something arrived that nobody sent")
+    require(not office.unkind, f"it should all be Lost: {office.unkind[:1]}")
+    require(office.losses == office.lives - 1 >= 2, f"{office.lives} lives, but receive raised Lost {office.losses} x")
+
+
+async def deleted(bench: Bench) -> None:
+    """Say Lost within five seconds when the queue, stream or group is deleted, and heal by subscribing again."""
+    async with opened(bench, "a") as desk:
+        async with desk.subscribe() as subscription:
+            await desk.publish(letters(1))
+            await desk.clear(subscription, 1)
+            await broker_of(bench).delete(desk.topic, "a")
+            await _is_lost(subscription, 5.0)
+        await desk.transport.declare(desk.topic, ["a"])
+        sent = letters(3)
+        async with desk.subscribe() as subscription:
+            await desk.publish(sent)
+            got = await desk.clear(subscription, len(sent))
+            require(sorted(got) == sorted(wire.id for wire in sent), "it did not heal")
+
+
+async def silent(bench: Bench) -> None:
+    """Say Lost within fifteen seconds when the network swallows everything, to who receives and to who publishes."""
+    async with (
+        broker_of(bench).frozen() as (make, freeze),
+        opened(replace(bench, make=make), "a") as desk,
+        desk.subscribe() as subscription,
+    ):
+        await desk.publish(letters(1))
+        await desk.clear(subscription, 1)
+        freeze()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_is_lost, subscription, SILENT)
+            with anyio.fail_after(SILENT):
+                try:
+                    await desk.publish(letters(1))
+                except TransportError as error:
+                    require(is_loss(error), f"it should be Lost, not {error!r}")
+                else:
+                    raise AssertionError("a publish was confirmed by nobody")
+
+
+async def _is_lost(subscription: Subscription, within: float) -> None:
+    with anyio.move_on_after(within):
+        try:
+            await subscription.receive()
+        except Lost:
+            return
+        raise AssertionError("something was received")
+    raise AssertionError(f"receive said nothing for {within:g} s")
+
+
+CHECKS = (
+    Check(9, is_remote, away),
+    Check(10, stores, confirmed),
+    Check(31, stores_retries, postponed),
+    Check(45, stores, restarted),
+    Check(46, has_queues, deleted),
+    Check(47, is_remote, silent),
+)
