@@ -32,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=500 if IN_CI else 100,
         help="how many seeds of the simulation to play (default: 500 in CI, 100 at home)",
     )
+    parser.addoption(
+        "--messages",
+        type=int,
+        default=int(os.environ.get("EVENTBUS_MESSAGES", "1000")),
+        help="how many messages go through a broker that is restarted (default: $EVENTBUS_MESSAGES, or 1000)",
+    )
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
@@ -44,6 +50,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 def kills(request: pytest.FixtureRequest) -> int:
     """Return how many child processes a crash test kills."""
     return request.config.getoption("--kills")
+
+
+@pytest.fixture(scope="session")
+def messages(request: pytest.FixtureRequest) -> int:
+    """Return how many messages go through a broker that is restarted."""
+    return request.config.getoption("--messages")
 
 
 @pytest.fixture(scope="session")
