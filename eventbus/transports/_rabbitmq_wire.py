@@ -46,6 +46,8 @@ def to_amqp(wire: Wire, room: int, **extra: str | int) -> "Basic.Properties":
     id = wire.id
     if not 0 < len(id.encode()) <= SHORT:
         headers[ID], id = id, new_id()
+    if long := [name for name in headers if len(name) > SHORT]:
+        raise Refused(f"a header's name of {len(long[0])} characters is longer than the {SHORT} that AMQP takes")
     size = sum(len(name) + len(value) for name, value in headers.items())
     if 4 * size > room and (size := _bytes(headers)) > room:
         raise Refused(f"its headers of {size} bytes are more than the {room} that RabbitMQ takes in one frame")
