@@ -1,6 +1,7 @@
 """What is special to RabbitMQ: its errors, names, headers and queues, and a bus on top of it."""
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -328,7 +329,7 @@ async def test_a_killed_consumer_gives_everything_back_at_once(
     await transport.declare(topic, ["g"])
     await transport.publish(topic, [Wire(str(number), b"") for number in range(5)])
     command = [sys.executable, "-c", HOLDER, rabbitmq.url, topic]
-    async with await anyio.open_process(command, stderr=None) as holder:
+    async with await anyio.open_process(command, stdin=subprocess.DEVNULL, stderr=None) as holder:
         assert holder.stdout is not None
         with anyio.fail_after(20):
             assert await holder.stdout.receive() == b"held\n"
