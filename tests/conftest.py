@@ -1,6 +1,7 @@
 """Set up what every test shares: both backends, Hypothesis, and the rule for things that are absent."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from typing import NoReturn
@@ -17,6 +18,23 @@ settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True
 settings.load_profile("ci" if IN_CI else "dev")
 
 
+LONG = re.compile(
+    r"servers/|transports/test_(kafka|rabbitmq|nats_bus|nats_faults|nats_load|redis_bus)"
+    r"|stores/.*(asyncpg|asyncmy|sync psycopg)|test_model_of_sqlalchemy"
+    r"|crash/test_(deploys|server_loss|workers|order)|crash/test_kill.*(postgres|mariadb|engine)"
+    r"|test_mended_passes|test_many_tests_one_after_another"
+)
+"""What takes its time, or a server that is no wheel: marked ``long``, so that the rest is done in three minutes."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is long."""
+    for item in items:
+        if LONG.search(item.nodeid):
+            item.add_marker(pytest.mark.long)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the options of this suite."""
     parser.addoption(
@@ -29,8 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seeds",
         type=int,
-        default=500 if IN_CI else 100,
-        help="how many seeds of the simulation to play (default: 500 in CI, 100 at home)",
+        default=500 if IN_CI else 50,
+        help="how many seeds of the simulation to play (default: 500 in CI, 50 at home)",
     )
     parser.addoption(
         "--messages",

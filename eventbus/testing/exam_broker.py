@@ -137,6 +137,7 @@ class _Office:
         self.lives = 0
         self.losses = 0
         self.unkind: list[TransportError] = []
+        self.late: list[SettleError] = []
         self._desk: Desk | None = None
 
     def has(self, count: int) -> bool:
@@ -168,9 +169,10 @@ class _Office:
                 raise
             try:
                 await delivery.ack()
-            except SettleError:
-                continue
-            self.got.add(delivery.wire.id)
+            except SettleError as error:
+                self.late.append(error)
+            else:
+                self.got.add(delivery.wire.id)
 
     async def publish(self, wires: Sequence[Wire]) -> None:
         """Publish one by one, each until it is confirmed."""
