@@ -143,11 +143,12 @@ async def nothing_left(bench: Bench) -> None:
     """Leave no task and no thread behind."""
     tasks, threads = len(anyio.get_running_tasks()), threading.active_count()
     for _ in range(3):
-        async with opened(bench, "a") as desk, desk.subscribe() as one, desk.subscribe() as other:
+        async with opened(bench, "a") as desk, desk.subscribe() as one:
             await desk.publish(letters(3))
             for delivery in await desk.take(one, 1):
                 await delivery.retry(desk.transport.capabilities.retry and 0.01)
-            await other.stop()
+            async with desk.subscribe() as other:
+                await other.stop()
     await until(lambda: len(anyio.get_running_tasks()) <= tasks, bench.patience, "tasks were left")
     await until(lambda: threading.active_count() <= threads, bench.patience, "threads were left")
 
