@@ -30,6 +30,7 @@ __all__ = (
     "Transport",
     "TransportError",
     "Wire",
+    "check_prefetch",
     "connect",
 )
 
@@ -174,6 +175,12 @@ class Transport(Protocol):
     ) -> AbstractAsyncContextManager[Subscription]:
         """Return a subscription; ``prefetch`` counts unsettled deliveries. Leaving it is death to what is unsettled."""
         ...
+
+
+def check_prefetch(prefetch: int) -> None:
+    """Raise ``ValueError`` unless ``prefetch`` lets a subscription hold a delivery: every transport asks first."""
+    if prefetch < 1:
+        raise ValueError(f"subscribe(prefetch=...) takes a whole number from 1, not {prefetch!r}")
 
 
 def connect(url: str, limits: Limits | None = None) -> Transport:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from eventbus.errors import Lost, PublishError, TransportError
 from eventbus.limits import Limits
-from eventbus.transport import Capabilities, Subscription, Wire
+from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch
 from eventbus.transports._kafka_cluster import Cluster, Discretion, aiokafka, dead_topic, failure, group_id, topic_name
 from eventbus.transports._kafka_reader import Reader
 from eventbus.transports._kafka_records import REASON
@@ -126,8 +126,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
         A process that was killed loses its partitions after ``lease`` seconds; before partitions move, a third of it
         is left to running handlers. ``ordered`` changes nothing: one key is always in one process.
         """
-        if prefetch < 1:
-            raise ValueError(f"subscribe(prefetch=...) takes a whole number from 1, not {prefetch!r}")
+        check_prefetch(prefetch)
         await self.declare(topic, () if group is None else (group,))
         name, consumer = topic_name(topic), self._consumer(topic, group, lease)
         reader = Reader(

@@ -22,7 +22,7 @@ from eventbus.context import draining
 from eventbus.errors import Lost, PublishError, QueueFullError, Refused, TransportError
 from eventbus.limits import Limits
 from eventbus.store import DeadEntry, DeadFilter
-from eventbus.transport import Capabilities, Subscription, Wire
+from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch
 from eventbus.transports._memory_queue import FAIR, Publisher, Queue, Reader, Shelf, Topic
 
 __all__ = ("MemoryTransport", "queue_id")
@@ -135,8 +135,7 @@ class MemoryTransport:
         self, topic: str, *, group: str | None, prefetch: int, lease: float, ordered: bool = False
     ) -> AsyncGenerator[Subscription]:
         """Subscribe to what a group gets, or with None to what is published from now on; no lease ever runs out."""
-        if prefetch < 1:
-            raise ValueError(f"subscribe(prefetch=...) takes a whole number from 1, not {prefetch!r}")
+        check_prefetch(prefetch)
         if self._tasks is None:
             raise Lost("the memory transport is not open")
         await self.declare(topic, () if group is None else (group,))

@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from eventbus._extras import require
 from eventbus.errors import Lost, PublishError, Refused, TransportError
 from eventbus.limits import Limits
-from eventbus.transport import Capabilities, Subscription, Wire
+from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch
 from eventbus.transports import _nats_address as names
 from eventbus.transports._nats_address import LINK, TOPOLOGY, Address
 from eventbus.transports._nats_core import Listener
@@ -183,8 +183,7 @@ class NatsTransport:
         self, topic: str, *, group: str | None, prefetch: int, lease: float, ordered: bool = False
     ) -> AsyncGenerator[Subscription]:
         """Subscribe to what a group gets, or with None to what is published from now on."""
-        if prefetch < 1:
-            raise ValueError(f"subscribe(prefetch=...) takes a whole number from 1, not {prefetch!r}")
+        check_prefetch(prefetch)
         _, topology = self._life()
 
         async def begin(line: Line) -> Puller:

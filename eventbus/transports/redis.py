@@ -7,7 +7,7 @@ has settled is trimmed away.
 
 import os
 import socket
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Self
@@ -15,7 +15,7 @@ from typing import Self
 from eventbus.clock import new_id
 from eventbus.errors import Lost, PublishError, Refused, TransportError
 from eventbus.limits import Limits
-from eventbus.transport import Capabilities, Subscription, Wire
+from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch
 from eventbus.transports._redis_entry import encode, frame
 from eventbus.transports._redis_group import GroupReader, Membership
 from eventbus.transports._redis_link import Command, client, read_url, refusal
@@ -91,24 +91,15 @@ class RedisTransport:
 
     async def publish(self, topic: str, wires: Sequence[Wire]) -> None:
         """Return when the server has all wires. Raises ``PublishError``."""
-        stream, failed = self._prefix + topic, dict[int, Lost | Refused]()
-        commands: dict[int, Command] = {}
-        for index, wire in enumerate(wires):
-            if len(wire.body) > MAX_BYTES:
-                failed[index] = Refused(f"its body of {len(wire.body)} bytes is larger than {MAX_BYTES}")
-            else:
-                commands[index] = ("XADD", stream, "*", *encode(wire))
-        failed |= await tell(self._hub, commands, sum(len(wire.body) for wire in wires))
-        if failed:
-            raise PublishError(failed)
+        stream = self._prefix + topic
+        await tell(self._hub, wires, lambda wire: ("XADD", stream, "*", *encode(wire)))
 
     @asynccontextmanager
     async def subscribe(
         self, topic: str, *, group: str | None, prefetch: int, lease: float, ordered: bool = False
     ) -> AsyncGenerator[Subscription]:
         """Subscribe for a group, or with None to what is published from now on; the lease is in seconds."""
-        if prefetch < 1:
-            raise ValueError(f"subscribe(prefetch=...) takes a whole number from 1, not {prefetch!r}")
+        check_prefetch(prefetch)
         stream, line = self._prefix + topic, self._hub.line
         if group is None:
             async with self._hub.reading(StreamListener(self.address, stream, prefetch)) as listener:
@@ -164,16 +155,8 @@ class RedisPubSubTransport:
 
     async def publish(self, topic: str, wires: Sequence[Wire]) -> None:
         """Return when the server has told who listens, be it nobody. Raises ``PublishError``."""
-        channel, failed = self._prefix + topic, dict[int, Lost | Refused]()
-        commands: dict[int, Command] = {}
-        for index, wire in enumerate(wires):
-            if len(wire.body) > MAX_BYTES:
-                failed[index] = Refused(f"its body of {len(wire.body)} bytes is larger than {MAX_BYTES}")
-            else:
-                commands[index] = ("PUBLISH", channel, frame(wire))
-        failed |= await tell(self._hub, commands, sum(len(wire.body) for wire in wires))
-        if failed:
-            raise PublishError(failed)
+        channel = self._prefix + topic
+        await tell(self._hub, wires, lambda wire: ("PUBLISH", channel, frame(wire)))
 
     @asynccontextmanager
     async def subscribe(
@@ -195,13 +178,22 @@ class RedisPubSubTransport:
             )
 
 
-async def tell(hub: Hub, commands: dict[int, Command], weight: int) -> dict[int, Lost | Refused]:
-    """Run one command for each message; return those that failed, and how."""
-    if not commands:
-        return {}
-    try:
-        replies = await hub.line.call([*commands.values()], weight)
-    except Lost as error:
-        return dict.fromkeys(commands, error)
-    failed = {index: refusal(reply) for index, reply in zip(commands, replies, strict=True)}
-    return {index: Lost(f"{hub.address}: {why}") for index, why in failed.items() if why is not None}
+async def tell(hub: Hub, wires: Sequence[Wire], command: Callable[[Wire], Command]) -> None:
+    """Run one command for each wire. Raises ``PublishError`` with those that failed, and how."""
+    failed: dict[int, Lost | Refused] = {}
+    commands: dict[int, Command] = {}
+    for index, wire in enumerate(wires):
+        if len(wire.body) > MAX_BYTES:
+            failed[index] = Refused(f"its body of {len(wire.body)} bytes is larger than {MAX_BYTES}")
+        else:
+            commands[index] = command(wire)
+    if commands:
+        try:
+            replies = await hub.line.call([*commands.values()], sum(len(wire.body) for wire in wires))
+        except Lost as error:
+            failed |= dict.fromkeys(commands, error)
+        else:
+            reasons = {index: refusal(reply) for index, reply in zip(commands, replies, strict=True)}
+            failed |= {index: Lost(f"{hub.address}: {why}") for index, why in reasons.items() if why is not None}
+    if failed:
+        raise PublishError(failed)
