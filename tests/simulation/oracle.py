@@ -282,11 +282,11 @@ class Oracle:
         self.excused.update(process.handling())
 
     def jumped(self, seconds: float) -> None:
-        """Excuse the duplicates of a clock that was set forward."""
+        """Excuse the duplicates of a clock that was set forward, of what is claimed and not yet in a slot too."""
         self.jumped_at = trio.current_time()
         self.set_back += max(-seconds, 0.0)
-        for process in self.world.processes:
-            self.lapsed(process)
+        handled = sum((process.handling() for process in self.world.processes), Counter[str]())
+        self.excused.update(handled | Counter(recipient for _, recipient in self.leased()))
 
     def excuse(self, recipient: str) -> None:
         """Excuse one duplicate: its settlement, or its commit, failed with an unknown outcome."""

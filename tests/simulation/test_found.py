@@ -30,6 +30,12 @@ def test_ordered_intake_goes_on_after_the_store_was_away(seed: int) -> None:
     assert story.violation is None, story
 
 
+def test_clock_set_forward_excuses_a_claim_whose_answer_is_on_its_way() -> None:
+    """What is leased when the clock jumps may run twice, though it is in no slot yet."""
+    story = play(101321)
+    assert story.violation is None, story
+
+
 class Ping(Event, name="found.ping"):
     """Be handled."""
 
