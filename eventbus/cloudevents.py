@@ -32,8 +32,8 @@ _OURS = re.compile(
     rb'\{"specversion":"1\.0","id":"([ !#-\[\]-~]{1,200})","type":"([ !#-\[\]-~]{1,200})","source":"([ !#-\[\]-~]+)",'
     rb'"time":"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z)",'
     rb'"datacontenttype":"application/json","correlationid":"([ !#-\[\]-~]{1,200})"'
-    rb'(?:,"causationid":"([ !#-\[\]-~]{1,200})")?,"dataversion":([1-9][0-9]{0,8}),'
-    rb'"attempt":([1-9][0-9]{0,8}),"data":(?=\{)'
+    rb'(?:,"causationid":"([ !#-\[\]-~]{1,200})")?(?:,"partitionkey":"([ !#-\[\]-~]{1,200})")?'
+    rb',"dataversion":([1-9][0-9]{0,8}),"attempt":([1-9][0-9]{0,8}),"data":(?=\{)'
 )
 """What ``structured`` writes before the data of most messages."""
 _WHOLE = re.compile(r"[0-9]{1,10}")
@@ -64,14 +64,16 @@ def structured(envelope: Envelope) -> bytes:
 def _start(envelope: Envelope) -> str:
     """Return a document up to its data."""
     numbers = f'"dataversion":{envelope.version},"attempt":{envelope.attempt}'
-    texts = (envelope.id, envelope.name, envelope.source, envelope.correlation, envelope.causation or "")
-    usual = envelope.key is None and envelope.due is None and envelope.replyto is None and not envelope.headers
+    causation, key = envelope.causation, envelope.key
+    texts = (envelope.id, envelope.name, envelope.source, envelope.correlation, causation or "", key or "")
+    usual = envelope.due is None and envelope.replyto is None and not envelope.headers
     if usual and _SIMPLE.fullmatch("".join(texts)):
-        causation = f',"causationid":"{envelope.causation}"' if envelope.causation is not None else ""
+        caused = "" if causation is None else f',"causationid":"{causation}"'
+        keyed = "" if key is None else f',"partitionkey":"{key}"'
         return (
             f'{{"specversion":"1.0","id":"{envelope.id}","type":"{envelope.name}","source":"{envelope.source}",'
             f'"time":"{_stamp(envelope.time, envelope.name)}","datacontenttype":"application/json",'
-            f'"correlationid":"{envelope.correlation}"{causation},{numbers}'
+            f'"correlationid":"{envelope.correlation}"{caused}{keyed},{numbers}'
         )
     attributes = _attributes(envelope)
     if envelope.headers:
@@ -114,7 +116,7 @@ def _quick(data: bytes, limits: Limits) -> Envelope | None:
     found = _OURS.match(data)
     if found is None or not data.endswith(b"}}"):
         return None
-    id, name, source, time, correlation, causation, version, attempt = found.groups()
+    id, name, source, time, correlation, causation, key, version, attempt = found.groups()
     body = data[found.end() : -1]
     if len(body) > limits.body or len(source) > limits.header:
         return None
@@ -124,7 +126,8 @@ def _quick(data: bytes, limits: Limits) -> Envelope | None:
         return None
     return Envelope(
         id.decode(), name.decode(), moment, source.decode(), correlation.decode(), body,
-        None if causation is None else causation.decode(), None, NO_HEADERS, int(version), int(attempt),
+        None if causation is None else causation.decode(), None if key is None else key.decode(), NO_HEADERS,
+        int(version), int(attempt),
     )  # fmt: skip
 
 
