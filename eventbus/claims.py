@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,7 +19,7 @@ from eventbus.clock import Runtime
 from eventbus.delivery import Done, Gone, Postponed, Verdict
 from eventbus.errors import SettleError, StoreError
 from eventbus.lanes import Signal
-from eventbus.ledger import Ledger
+from eventbus.ledger import Answer, Ledger
 from eventbus.retry import Again, Dead
 from eventbus.store import Entry, Recipient, Settlement, Transaction, Unit
 from eventbus.transport import Subscription, Wire
@@ -64,15 +65,15 @@ class ClaimedDelivery:
 
     async def ack(self) -> None:
         """Settle it as done. Raises ``SettleError`` if the lease was lost."""
-        await self.write(Done())
+        await self._surely(Done())
 
     async def retry(self, after: float) -> None:
         """Release it for later, uncounted."""
-        await self.write(Postponed(after))
+        await self._surely(Postponed(after))
 
     async def reject(self, reason: str) -> None:
         """Settle it as dead."""
-        await self.write(Dead(reason))
+        await self._surely(Dead(reason))
 
     async def extend(self) -> None:
         """Keep it for another lease."""
@@ -88,20 +89,38 @@ class ClaimedDelivery:
             raise SettleError(f"the lease of message {self.wire.id} is lost")
         self._until = until
 
-    async def write(self, verdict: Verdict) -> None:
-        """Write what becomes of it. Raises ``SettleError`` if the lease was lost."""
+    def post(self, verdict: Verdict, told: Callable[[bool], object]) -> None:
+        """Have it written what becomes of it; ``told`` hears whether it was, this once."""
         if self.settled:
+            told(True)
             return
         self.settled = True
-        try:
-            if self._transaction is not None and self._transaction.committed:
-                return  # whatever went wrong after the commit, it is done
-            if isinstance(verdict, Gone) or not await self._claims.ledger.settle(self._settlement(verdict)):
-                raise SettleError(f"the lease of message {self.wire.id} is lost")
-        except StoreError as error:
-            raise SettleError(f"message {self.wire.id} is left to its lease: {error}") from error
-        finally:
-            self._claims.settled(verdict)
+        if self._transaction is not None and self._transaction.committed:
+            self._written(verdict, told, True)  # whatever went wrong after the commit, it is done
+        elif isinstance(verdict, Gone):
+            self._written(verdict, told, False)
+        else:
+            self._claims.ledger.settle(self._settlement(verdict), partial(self._written, verdict, told))
+
+    def _written(
+        self, verdict: Verdict, told: Callable[[bool], object], kept: bool, failed: StoreError | None = None
+    ) -> None:
+        if failed is not None:
+            log.warning("message %s is left to its lease: %s", self.wire.id, failed)
+        elif not kept:
+            log.warning("the lease of message %s is lost", self.wire.id)
+        self._claims.settled(verdict)
+        told(kept and failed is None)
+
+    async def write(self, verdict: Verdict) -> bool:
+        """Write what becomes of it; False if somebody else's claim, or the lease, decides."""
+        answer = Answer()
+        self.post(verdict, answer)
+        return await answer.wait()
+
+    async def _surely(self, verdict: Verdict) -> None:
+        if not await self.write(verdict):
+            raise SettleError(f"the lease of message {self.wire.id} is lost")
 
     def _settlement(self, verdict: Verdict) -> Settlement:
         seq, claims = self.entry.seq, self.entry.claims
@@ -190,13 +209,12 @@ class Claims:
         await self._return()
 
     async def _return(self) -> None:
-        """Hand back what was claimed and not received; what is somebody else's by now keeps nothing else."""
-        while self._buffer:
-            delivery = self._buffer.popleft()
-            try:
-                await delivery.retry(0.0)
-            except SettleError as error:
-                log.warning("%s: %s", self.recipient.name, error)
+        """Hand back what was claimed and not received."""
+        answers = [Answer() for _ in self._buffer]
+        for answer in answers:
+            self._buffer.popleft().post(Postponed(0.0), answer)
+        for answer in answers:
+            await answer.wait()
 
     def settled(self, verdict: Verdict) -> None:
         """Count one entry less in hand, and look again: its slot, and perhaps its lane, is free."""

@@ -88,6 +88,11 @@ class Lanes:
         self._ready.append(delivery)
         return True
 
+    @property
+    def ready(self) -> bool:
+        """Tell whether there is one to start now."""
+        return bool(self._ready)
+
     def take(self) -> Delivery | None:
         """Return a delivery to start now, or None."""
         return self._ready.popleft() if self._ready else None

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -12,21 +13,39 @@ from eventbus.lanes import Signal
 from eventbus.limits import Limits
 from eventbus.store import Settlement, Store
 
-__all__ = ("Ledger",)
+__all__ = ("Answer", "Ledger")
 
 log = logging.getLogger("eventbus")
 
 
-class _Ticket:
-    """Be one settlement on its way."""
+Told = Callable[[bool, StoreError | None], object]
+"""Hears, once, whether the lease held, or why nobody knows."""
 
-    __slots__ = ("event", "failed", "kept", "settlement")
 
-    def __init__(self, settlement: Settlement) -> None:
-        self.settlement = settlement
-        self.event = anyio.Event()
-        self.kept = False
-        self.failed: StoreError | None = None
+class Answer:
+    """Be what became of one settlement, for who waits for it."""
+
+    __slots__ = ("_event", "_failed", "_kept")
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def __call__(self, kept: bool, failed: StoreError | None = None) -> None:
+        """Hear it."""
+        self._kept, self._failed = kept, failed
+        self._event.set()
+
+    async def wait(self) -> bool:
+        """Return whether the lease held. Raises ``StoreError``."""
+        await self._event.wait()
+        if self._failed is not None:
+            raise self._failed
+        return self._kept
+
+
+class _Ticket(NamedTuple):
+    settlement: Settlement
+    told: Told
 
 
 class Ledger:
@@ -44,25 +63,17 @@ class Ledger:
         self._dead: dict[str, int] = {}
         self._news = Signal()
 
-    async def settle(self, settlement: Settlement) -> bool:
-        """Write a settlement; False if the lease was lost. Raises ``StoreError``."""
-        ticket = _Ticket(settlement)
-        self._tickets.append(ticket)
+    def settle(self, settlement: Settlement, told: Told) -> None:
+        """Have a settlement written."""
+        self._tickets.append(_Ticket(settlement, told))
         self._news.fire()
-        await ticket.event.wait()
-        if ticket.failed is not None:
-            raise ticket.failed
-        return ticket.kept
 
     async def extend(self, seq: int, claims: int) -> bool:
         """Renew a lease; False if it was lost. Raises ``StoreError``, which loses nothing yet."""
-        ticket = _Ticket(Settlement(seq, claims, "done"))
-        self._extensions.append(ticket)
+        answer = Answer()
+        self._extensions.append(_Ticket(Settlement(seq, claims, "done"), answer))
         self._news.fire()
-        await ticket.event.wait()
-        if ticket.failed is not None:
-            raise ticket.failed
-        return ticket.kept
+        return await answer.wait()
 
     async def run(self) -> None:
         """Write what comes, until cancelled."""
@@ -108,8 +119,5 @@ class Ledger:
         except Exception as error:
             log.warning(warning, len(current), error)
             failed = error if isinstance(error, StoreError) else StoreError(f"{type(error).__name__}: {error}")
-        for ticket in tickets:
-            one = ticket.settlement
-            ticket.kept = newest[one.seq] == one.claims and one.seq not in lost
-            ticket.failed = failed
-            ticket.event.set()
+        for one, told in tickets:
+            told(newest[one.seq] == one.claims and one.seq not in lost, failed)

@@ -15,7 +15,7 @@ from eventbus.clock import Runtime
 from eventbus.cloudevents import structured
 from eventbus.delivery import UNKNOWN_AGAIN, Consumer, Done, Gone, Postponed, Verdict, settle
 from eventbus.entries import outward, unwrap, wrap
-from eventbus.errors import DecodeError, Lost, PublishError, SettleError, StoreError
+from eventbus.errors import DecodeError, Lost, PublishError, StoreError
 from eventbus.invoker import Invoker
 from eventbus.ledger import Ledger
 from eventbus.link import Backoff, Link
@@ -165,7 +165,8 @@ class Sources:
             name=claims.recipient.name,
             subscribe=claims.open,
             attend=attend,
-            settle=_write,
+            settle=lambda delivery, verdict: _claimed(delivery).write(verdict),
+            post=lambda delivery, verdict, told: _claimed(delivery).post(verdict, told),
             slots=slots,
             busy=claims.busy,
             lasting=True,
@@ -232,15 +233,6 @@ class Sources:
 def _longest(link: Link, ordered: bool) -> float:
     """Return how long a delivery may stay away: an ordered one would find its followers in all of the prefetch."""
     return 0.0 if ordered else link.transport.capabilities.retry
-
-
-async def _write(delivery: Delivery, verdict: Verdict) -> bool:
-    try:
-        await _claimed(delivery).write(verdict)
-    except SettleError as error:
-        log.warning("%s", error)
-        return False
-    return True
 
 
 def _claimed(delivery: Delivery) -> ClaimedDelivery:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -45,6 +46,9 @@ class Source:
     attend: Callable[[Delivery], Awaitable[Verdict]]
     settle: Callable[[Delivery, Verdict], Awaitable[bool]]
     slots: int
+    """Deliveries at once that are being handled, or handled and not settled yet."""
+    post: Callable[[Delivery, Verdict, Callable[[bool], None]], None] | None = None
+    """How to settle without waiting, so that one statement settles many; None: with its slot waiting."""
     ordered: bool = False
     longest: float = float("inf")
     """The longest delay in seconds that the transport can hold; beyond it the delivery is parked here."""
@@ -109,6 +113,8 @@ class Channel:
         self._changed = changed
         self._lanes = Lanes(source.ordered)
         self._idle: deque[anyio.Event] = deque()
+        self._called = False
+        """Whether an idle slot was woken and has not looked yet."""
         self._parked = Signal()
         self._cut: list[Delivery] = []
         self._subscription: Subscription | None = None
@@ -160,6 +166,8 @@ class Channel:
         with self._clock.move_on_after(reserve / 2):
             await self._stop_intake()
             await self._hand_back([*self._cut, *self._lanes.clear()])
+            while self.running and self._slots_ended.is_set():
+                await self._changed.wait()
         if self.running:
             log.warning("%s: %d handling(s) could not be ended", self.source.name, len(self.running))
         self._drained.set()
@@ -234,12 +242,13 @@ class Channel:
             except anyio.EndOfStream:
                 return
             if self._lanes.admit(delivery):
-                self._wake(1)
+                self._wake()
 
-    def _wake(self, slots: int) -> None:
-        while slots and self._idle:
+    def _wake(self) -> None:
+        """Have an idle slot look for something to do; when it has found it, it wakes the next."""
+        if self._idle and not self._called and len(self.running) < self.source.slots:
+            self._called = True
             self._idle.popleft().set()
-            slots -= 1
 
     async def _slot(self, slots: TaskGroup) -> None:
         try:
@@ -257,10 +266,14 @@ class Channel:
     async def _work(self, slots: TaskGroup) -> None:
         turn = 0
         while True:
-            delivery = None if self._resting else self._lanes.take()
+            full = self._resting or len(self.running) >= self.source.slots
+            delivery = None if full else self._lanes.take()
             if delivery is None:
                 await self._news()
                 continue
+            self.running.add(delivery)
+            if self._lanes.ready:
+                self._wake()
             await self._handle(delivery, slots)
             turn += 1
             if turn % FAIR == 0:
@@ -272,16 +285,17 @@ class Channel:
         self._idle.append(event)
         try:
             await event.wait()
+            self._called = False
         except BaseException:
             if event.is_set():
-                self._wake(1)
+                self._called = False
+                self._wake()
             else:
                 self._idle.remove(event)
             raise
 
     async def _handle(self, delivery: Delivery, slots: TaskGroup) -> None:
         lanes, over = self._lanes, False
-        self.running.add(delivery)
         try:
             verdict = await self.source.attend(delivery)
             over = not isinstance(verdict, Cut)
@@ -296,8 +310,7 @@ class Channel:
         finally:
             if not over:
                 self._cut_off(lanes, delivery, slots)
-            self.running.discard(delivery)
-            self._changed.fire()
+                self._leave(delivery)
 
     def _cut_off(self, lanes: Lanes, delivery: Delivery, slots: TaskGroup) -> None:
         """Keep what was cancelled for handing it back; what a stranger cancelled comes again."""
@@ -313,14 +326,31 @@ class Channel:
             attempt = max(delivery.attempt, 1) + isinstance(again, Again)
             lanes.park(Held(delivery, attempt), self._clock.monotonic() + again.after)
             self._parked.fire()
+            self._leave(delivery)
             return
         if again is not None:
             lanes.send_away(delivery)
-        kept = await self._settle(delivery, verdict)
+        told = partial(self._concluded, lanes, delivery, again is None)
+        if self.source.post is not None:
+            self.source.post(delivery, verdict, told)
+        else:
+            told(await self._settle(delivery, verdict))
+
+    def _concluded(self, lanes: Lanes, delivery: Delivery, over: bool, kept: bool) -> None:
         self.handled += 1
         self.lease_lost += not kept
-        if (again is None and lanes.leave(delivery)) or (again is not None and not kept and lanes.give_up(delivery)):
-            self._wake(1)
+        if over:
+            lanes.leave(delivery)
+        elif not kept:
+            lanes.give_up(delivery)
+        self._leave(delivery)
+
+    def _leave(self, delivery: Delivery) -> None:
+        """Free the slot of a delivery."""
+        self.running.discard(delivery)
+        if self._lanes.ready:
+            self._wake()
+        self._changed.fire()
 
     async def _settle(self, delivery: Delivery, verdict: Verdict) -> bool:
         try:
@@ -337,7 +367,8 @@ class Channel:
                 continue
             with self._clock.move_on_after(due - self._clock.monotonic()):
                 await self._parked.wait()
-            self._wake(self._lanes.ripen(self._clock.monotonic()))
+            if self._lanes.ripen(self._clock.monotonic()):
+                self._wake()
 
     async def _extend(self, every: float) -> None:
         while True:
