@@ -8,7 +8,7 @@ from typing import Any
 
 from eventbus.errors import DecodeError
 
-__all__ = ("DIGITS", "dump_json", "member", "parse_json")
+__all__ = ("DIGITS", "check_json", "dump_json", "member", "parse_json")
 
 DIGITS = 4_300
 """Digits of a whole number: Python's own ceiling, whatever this process was told."""
@@ -18,6 +18,23 @@ _BLANK = re.compile(r"[ \t\n\r]*")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _NO_BRACKETS = bytes(code for code in range(256) if code not in b"[]{}")
 _STEP = tuple(1 if code in b"[{" else -1 for code in range(256))
+
+
+_FLAT = re.compile(
+    rb'\{(?:"[ !#-\[\]-~]*+":(?:"[ !#-\[\]-~]*+"|-?(?:0|[1-9][0-9]{0,17}+)(?:\.[0-9]{1,17}+)?|true|false|null)'
+    rb'(?:,(?=")|(?=\})))*+\}'
+)
+_KEYS = re.compile(rb'[{,]"([^"]*+)":')
+"""Where ``_FLAT`` matches, this finds the keys and nothing else: no text in it has a quotation mark."""
+
+
+def check_json(data: bytes, depth: int) -> None:
+    """Raise what ``parse_json`` would; most messages are flat and plain, which costs a look."""
+    if _FLAT.fullmatch(data):
+        keys = _KEYS.findall(data)
+        if len(set(keys)) == len(keys):
+            return
+    parse_json(data, depth)
 
 
 def parse_json(data: bytes, depth: int) -> Any:

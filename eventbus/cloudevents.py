@@ -29,11 +29,11 @@ _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%'
 _SIMPLE = re.compile(r"[ !#-\[\]-~]*")
 """What JSON takes as it is."""
 _OURS = re.compile(
-    rb'\{"specversion":"1\.0","id":"([ !#-\[\]-~]{1,200})","type":"([ !#-\[\]-~]{1,200})","source":"([ !#-\[\]-~]+)",'
-    rb'"time":"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z)",'
-    rb'"datacontenttype":"application/json","correlationid":"([ !#-\[\]-~]{1,200})"'
-    rb'(?:,"causationid":"([ !#-\[\]-~]{1,200})")?(?:,"partitionkey":"([ !#-\[\]-~]{1,200})")?'
-    rb',"dataversion":([1-9][0-9]{0,8}),"attempt":([1-9][0-9]{0,8}),"data":(?=\{)'
+    r'\{"specversion":"1\.0","id":"([ !#-\[\]-~]{1,200}+)","type":"([ !#-\[\]-~]{1,200}+)","source":"([ !#-\[\]-~]++)",'
+    r'"time":"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6}+)?Z)",'
+    r'"datacontenttype":"application/json","correlationid":"([ !#-\[\]-~]{1,200}+)"'
+    r'(?:,"causationid":"([ !#-\[\]-~]{1,200}+)")?(?:,"partitionkey":"([ !#-\[\]-~]{1,200}+)")?'
+    r',"dataversion":([1-9][0-9]{0,8}+),"attempt":([1-9][0-9]{0,8}+)'
 )
 """What ``structured`` writes before the data of most messages."""
 _WHOLE = re.compile(r"[0-9]{1,10}")
@@ -97,11 +97,11 @@ def from_structured(data: bytes, limits: Limits, now: Callable[[], float] | None
     """
     if len(data) > limits.body * 4 // 3 + limits.headers * limits.header * 8 + 65_536:
         raise DecodeError(f"a document of {len(data)} bytes is too large for Limits(body={limits.body})")
-    if (quick := _quick(data, limits)) is not None:
-        return quick
     head, found, rest = data.partition(b',"data":')
     # An attribute is never an object: if the document ends in two braces, nothing stands behind the data.
     if found and rest.startswith(b"{") and rest.endswith(b"}}"):
+        if (quick := _quick(head, rest[:-1], limits)) is not None:
+            return quick
         attributes = _head(head + b"}")
         if attributes is not None:
             return _envelope(attributes, {}, rest[:-1], limits, now)
@@ -111,24 +111,19 @@ def from_structured(data: bytes, limits: Limits, now: Callable[[], float] | None
     return _envelope(members, {}, _body(members, data), limits, now)
 
 
-def _quick(data: bytes, limits: Limits) -> Envelope | None:
-    """Return the envelope in a document that is as ``structured`` writes it; None for the long way."""
-    found = _OURS.match(data)
-    if found is None or not data.endswith(b"}}"):
+def _quick(head: bytes, body: bytes, limits: Limits) -> Envelope | None:
+    """Return the envelope in a document that begins as ``structured`` writes it; None for the long way."""
+    found = _OURS.fullmatch(head.decode(errors="replace"))
+    if found is None or len(body) > limits.body:
         return None
     id, name, source, time, correlation, causation, key, version, attempt = found.groups()
-    body = data[found.end() : -1]
-    if len(body) > limits.body or len(source) > limits.header:
+    if len(source) > limits.header:
         return None
     try:
-        moment = datetime.fromisoformat(time.decode())
+        moment = datetime.fromisoformat(time)
     except ValueError:
         return None
-    return Envelope(
-        id.decode(), name.decode(), moment, source.decode(), correlation.decode(), body,
-        None if causation is None else causation.decode(), None if key is None else key.decode(), NO_HEADERS,
-        int(version), int(attempt),
-    )  # fmt: skip
+    return Envelope(id, name, moment, source, correlation, body, causation, key, NO_HEADERS, int(version), int(attempt))
 
 
 def binary(envelope: Envelope) -> tuple[dict[str, str], bytes]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
-from eventbus._strict_json import DIGITS, parse_json
+from eventbus._strict_json import DIGITS, check_json, parse_json
 from eventbus.errors import DecodeError, EncodeError
 from eventbus.limits import Limits
 from eventbus.message import spec_of
@@ -101,7 +101,7 @@ class JSONCodec:
     def decode(self, body: bytes, type: type) -> Any:
         """Return the message of ``type`` in a body. Raises ``DecodeError``, which quotes nothing of the body."""
         adapter = self._adapters.get(type) or self._built(type)
-        parse_json(body, self._limits.depth)
+        check_json(body, self._limits.depth)
         return self._read(adapter, body)
 
     def reread(self, body: bytes, type: type) -> Any:

@@ -89,19 +89,22 @@ class Handling(Context):
 class Invoker:
     """Call one handler; what it asks for is opened before and closed after."""
 
-    __slots__ = ("_entry", "bare", "known", "quick", "transactional")
+    __slots__ = ("_entry", "bare", "known", "quick", "transactional", "unlimited")
 
-    def __init__(self, known: Known, around: Surroundings) -> None:
+    def __init__(self, known: Known, around: Surroundings, limited: bool = True) -> None:
         self.known = known
         self.transactional = bool(known.injected.transactions)
         options = known.handler.options
         core = _core(known, around)
         if known.timeout is not None:
             core = _timed(core, known.handler.name, known.timeout, around.runtime)
-        if options.concurrency is not None:
-            core = _limited(core, known.handler.name, options.concurrency)
+        size = options.concurrency if limited else None
+        self.unlimited = self if size is None else Invoker(known, around, limited=False)
+        """The same for who lets no more of it run at once than its concurrency, and is the only one to call it."""
+        if size is not None:
+            core = _limited(core, known.handler.name, size)
         self._entry = chain(known.middleware, core)
-        alone = not (known.middleware or known.returns or known.timeout or options.concurrency)
+        alone = not (known.middleware or known.returns or known.timeout or size)
         self.bare: Callable[[Any], Coroutine[Any, Any, Any]] | None = (
             known.handler.func if alone and known.injected.plain else None
         )

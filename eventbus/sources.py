@@ -174,7 +174,18 @@ class Sources:
         )
 
     def _consumer(self, known: Known, longest: float = 0.0) -> Consumer:
-        return Consumer(self._registry, self._invokers[known.handler.name], self._runtime, longest)
+        invoker = self._invokers[known.handler.name]
+        return Consumer(
+            self._registry, invoker.unlimited if self._slots_suffice(known) else invoker, self._runtime, longest
+        )
+
+    def _slots_suffice(self, known: Known) -> bool:
+        """Tell whether a handler runs in the slots of one source only, which then are its concurrency."""
+        subjects = self._registry.subjects.values()
+        taken = [one for one in subjects if known in one.routed]
+        stored = all(one.source == STORE or _is_ingested(self._registry, one) for one in taken)
+        elsewhere = any(one.command for one in taken) or any(known in one.inline for one in subjects)
+        return (stored or len(taken) == 1) and not elsewhere
 
     async def _handle(self, consumer: Consumer, transactional: bool, delivery: Delivery) -> Verdict:
         claimed = _claimed(delivery)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eventbus._strict_json import member, parse_json
+from eventbus._strict_json import check_json, member, parse_json
 from eventbus.errors import DecodeError
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +112,33 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     except DecodeError:
         return
     assert json.loads(data) == value
+
+
+MEMBERS = st.tuples(st.text("ab{,:}", max_size=2), st.text('ab{},:"', max_size=3) | st.integers() | st.none())
+
+
+@given(
+    st.lists(MEMBERS, max_size=4).map(
+        lambda them: f"{{{','.join(f'{json.dumps(k)}:{json.dumps(v)}' for k, v in them)}}}"
+    )
+    | st.text('"{}:,01-.ab', max_size=20).map(lambda text: f'{{"a":{text}}}')
+)
+@example('{"a":",","b":1,"b":2}')
+@example('{"a":1,}')
+@example('{"a":01}')
+@example('{"a":1.}')
+@example('{"a":1"b":2}')
+def test_a_look_decides_as_reading_does(text: str) -> None:
+    """What passes at a look is what would be read, and what would be refused is refused for the same reason."""
+    said: list[str] = []
+    for look in (check_json, parse_json):
+        try:
+            look(text.encode(), depth=4)
+        except DecodeError as error:
+            said.append(str(error))
+        else:
+            said.append("")
+    assert said[0] == said[1]
 
 
 @given(
