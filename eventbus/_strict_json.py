@@ -21,11 +21,11 @@ _STEP = tuple(1 if code in b"[{" else -1 for code in range(256))
 
 
 _FLAT = re.compile(
-    rb'\{(?:"[ !#-\[\]-~]*+":(?:"[ !#-\[\]-~]*+"|-?(?:0|[1-9][0-9]{0,17}+)(?:\.[0-9]{1,17}+)?|true|false|null)'
+    rb'\{(?:"[ !#-9;-\[\]-~]*+":(?:"[ !#-\[\]-~]*+"|-?(?:0|[1-9][0-9]{0,17}+)(?:\.[0-9]{1,17}+)?|true|false|null)'
     rb'(?:,(?=")|(?=\})))*+\}'
 )
 _KEYS = re.compile(rb'[{,]"([^"]*+)":')
-"""Where ``_FLAT`` matches, this finds the keys and nothing else: no text in it has a quotation mark."""
+"""Where ``_FLAT`` matches, this finds the keys and nothing else: no text in it has a quotation mark, no key a colon."""
 
 
 def check_json(data: bytes, depth: int) -> None:

@@ -124,6 +124,7 @@ MEMBERS = st.tuples(st.text("ab{,:}", max_size=2), st.text('ab{},:"', max_size=3
     | st.text('"{}:,01-.ab', max_size=20).map(lambda text: f'{{"a":{text}}}')
 )
 @example('{"a":",","b":1,"b":2}')
+@example('{":":",",":":""}')
 @example('{"a":1,}')
 @example('{"a":01}')
 @example('{"a":1.}')
