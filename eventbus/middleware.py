@@ -1,11 +1,12 @@
-"""One callable shape around a handler, and how a chain of them is built."""
+"""One callable shape around a handler, how a chain of them is built, and the words for how it ends."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from eventbus.context import Context
+from eventbus.errors import Reject, RetryLater
 
-__all__ = ("CallNext", "Middleware", "chain")
+__all__ = ("CallNext", "Middleware", "chain", "outcome_of")
 
 CallNext = Callable[[Context], Awaitable[Any]]
 """What a middleware calls to go on: ``await call_next(ctx)`` returns what the handler returned."""
@@ -27,3 +28,20 @@ def _link(around: Middleware, inner: CallNext) -> CallNext:
         return around(ctx, inner)
 
     return call
+
+
+def outcome_of(error: BaseException | None) -> str:
+    """Return the word for how a handling ended: done, failed, rejected, postponed, or cancelled, which is neither.
+
+    >>> outcome_of(None), outcome_of(ValueError())
+    ('done', 'failed')
+    """
+    match error:
+        case None:
+            return "done"
+        case Reject():
+            return "rejected"
+        case RetryLater():
+            return "postponed"
+        case _:
+            return "failed" if isinstance(error, Exception) else "cancelled"
