@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import anyio
@@ -15,10 +15,11 @@ import anyio
 from eventbus.clock import Clock
 from eventbus.cloudevents import binary, from_binary, from_structured, structured
 from eventbus.dispatch import Posting
-from eventbus.envelope import Envelope, check_key
+from eventbus.envelope import Envelope, check_key, header_fault
 from eventbus.errors import NoTransactionError, NotRunningError, PublishError, StoreError, TransactionClosedError
 from eventbus.limits import Limits
 from eventbus.link import Link
+from eventbus.middleware import Outgoing
 from eventbus.registry import MEMORY, STORE, Registry
 from eventbus.store import NewEntry, Recipient, Transaction, Unit
 from eventbus.transport import Capabilities, Wire
@@ -124,6 +125,8 @@ class Entries:
         self._source = registry.owner
         self._wake = wake
         self._spawn = spawn
+        middleware: Sequence[object] = registry.wiring.middleware
+        self._outgoing = [one.outgoing for one in middleware if isinstance(one, Outgoing)]
         self.open: ContextVar[Level | None] = ContextVar("eventbus_transaction", default=None)
 
     def current(self, operation: str) -> Level | None:
@@ -270,9 +273,15 @@ class Entries:
             correlation=identity.correlation,
             causation=identity.causation,
             key=key,
-            headers=origin.headers,
+            headers=self._headers(origin.headers) if self._outgoing else origin.headers,
             body=self._registry.wiring.codec.encode(origin.message),
         )
+
+    def _headers(self, given: Mapping[str, str]) -> Mapping[str, str]:
+        """Add what middleware lets travel along; what could not travel stays here, rather than the message."""
+        added = {name: value for outgoing in self._outgoing for name, value in outgoing().items()}
+        headers = MappingProxyType({**added, **given})
+        return headers if added and not header_fault(headers, self._registry.wiring.limits) else given
 
     def _entry(self, posting: Posting, envelope: Envelope, kept: Sequence[str]) -> NewEntry:
         return NewEntry(
