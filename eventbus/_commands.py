@@ -75,7 +75,8 @@ def _orphans(bus: "EventBus", backlog: Sequence["Backlog"]) -> list[str]:
             why = "this application has no such handler" if lost else "nobody has announced it for a day"
             cure = "run a process that has it, name it in aliases=, or end it with `eventbus forget`"
             faults.append(f"{one.recipient}: {one.waiting} wait and {why}: {cure}")
-    return faults
+    outwards = load("eventbus.health:stranded")(registry, [one for one in backlog if ">" in one.recipient])
+    return [*faults, *(f"{fault}: name it in transports=, or end it with `eventbus forget`" for fault in outwards)]
 
 
 def explain(bus: "EventBus", options: argparse.Namespace) -> int:
@@ -122,12 +123,15 @@ def health(bus: "EventBus", options: argparse.Namespace) -> int:
     async def look() -> int:
         async with store:
             backlog = await store.backlog()
-        well = all(
-            (one.oldest or 0.0) <= lag and (one.announced or not one.waiting or ">" in one.recipient) for one in backlog
-        )
+        faults: list[str] = load("eventbus.health:stranded")(bus.engine.registry, backlog)
+        faults += [
+            f"{one.recipient}: the first has been due for {one.oldest:.0f} s"
+            for one in backlog
+            if one.oldest is not None and one.oldest > lag
+        ]
         if options.json:
-            as_json({"healthy": well, "recipients": [one._asdict() for one in backlog]})
-            return not well
+            as_json({"healthy": not faults, "faults": faults, "recipients": [one._asdict() for one in backlog]})
+            return bool(faults)
         rows = [
             (
                 one.recipient,
@@ -139,8 +143,8 @@ def health(bus: "EventBus", options: argparse.Namespace) -> int:
             for one in backlog
         ]
         table(("RECIPIENT", "WAITING", "OLDEST DUE", "DEAD", "ANNOUNCED"), rows)
-        say("well" if well else "NOT WELL")
-        return not well
+        say("\n".join(["NOT WELL", *map(plain, faults)]) if faults else "well")
+        return bool(faults)
 
     return _run(look)
 
@@ -148,9 +152,11 @@ def health(bus: "EventBus", options: argparse.Namespace) -> int:
 def forget(bus: "EventBus", options: argparse.Namespace) -> int:
     """End a handler."""
     store, registry = _store(bus), bus.engine.registry
-    name = options.words[0] if "/" in options.words[0] else f"{registry.owner}/{options.words[0]}"
+    name = options.words[0] if set("/>") & set(options.words[0]) else f"{registry.owner}/{options.words[0]}"
     if name in {registry.queue(known.handler) for known in registry.known}:
         raise Unusable(f"{name} is a handler of this application, which would announce it again: remove it first")
+    if name in {f"{registry.owner}>{transport}" for transport in registry.wiring.transports}:
+        raise Unusable(f"{name} is a transport of this application, which would go on with it: remove it first")
 
     async def forget() -> int:
         async with store:

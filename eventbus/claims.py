@@ -8,10 +8,10 @@ to run. Behind every wake-up stands a look at the store every ``Limits.sweep`` s
 import heapq
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
@@ -20,6 +20,7 @@ from eventbus.delivery import Done, Gone, Postponed, Verdict
 from eventbus.errors import SettleError, StoreError
 from eventbus.lanes import Signal
 from eventbus.ledger import Answer, Ledger
+from eventbus.link import Progress
 from eventbus.retry import Again, Dead
 from eventbus.store import Entry, Recipient, Settlement, Transaction, Unit
 from eventbus.transport import Subscription, Wire
@@ -27,6 +28,8 @@ from eventbus.transport import Subscription, Wire
 __all__ = ("ClaimedDelivery", "Claims")
 
 log = logging.getLogger("eventbus")
+
+T = TypeVar("T")
 
 LONGEST = 3_650 * 86_400.0
 """Seconds after which an entry comes again at the latest."""
@@ -167,6 +170,8 @@ class Claims:
         self._died = 0
         """How many are dead here: 0 before the first death, then counted, anew at the ceiling."""
         self._pace = _Pace(ledger.runtime)
+        self._asked: float | None = None
+        self._answered: float | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Subscription]:
@@ -174,6 +179,21 @@ class Claims:
         self._stopped = False
         self._woken = True
         yield self
+
+    def progress(self) -> Progress:
+        """Return since when the store owes an answer, when it gave the last one, and whether the dead are too many."""
+        return Progress(self._asked, self._answered, self._paused)
+
+    async def _ask(self, answer: Awaitable[T]) -> T:
+        """Wait for the store, and note it."""
+        clock = self.ledger.runtime.clock
+        self._asked = clock.monotonic()
+        try:
+            answered = await answer
+            self._answered = clock.monotonic()
+        finally:
+            self._asked = None
+        return answered
 
     def busy(self) -> int:
         """Count what is in hand, and a look at the store that has not come back empty yet."""
@@ -233,7 +253,7 @@ class Claims:
         ceiling = self.ledger.limits.dead
         if self._died < ceiling:
             return False
-        self._died = await self.ledger.dead(self.recipient.name, fresh=not self._paused)
+        self._died = await self._ask(self.ledger.dead(self.recipient.name, fresh=not self._paused))
         if self._died >= ceiling and not self._paused:
             log.error("%s pauses: %d dead, replay or discard some", self.recipient.name, self._died)
         self._paused = self._died >= ceiling
@@ -254,9 +274,11 @@ class Claims:
         self._claiming, self._woken = True, False
         limits, until = self.ledger.limits, self.until()
         try:
-            claimed = await self.ledger.store.claim(
-                self.recipient, owner=self.ledger.owner, limit=min(room, limits.batch), lease=limits.lease,
-                cursor=self._cursor,
+            claimed = await self._ask(
+                self.ledger.store.claim(
+                    self.recipient, owner=self.ledger.owner, limit=min(room, limits.batch), lease=limits.lease,
+                    cursor=self._cursor,
+                )
             )  # fmt: skip
         finally:
             self._claiming = False
@@ -274,7 +296,7 @@ class Claims:
         if self._woken:
             return
         clock, wait = self.ledger.runtime.clock, self.ledger.limits.sweep
-        due = (await self.ledger.store.due([self.recipient.name])).get(self.recipient.name, wait)
+        due = (await self._ask(self.ledger.store.due([self.recipient.name]))).get(self.recipient.name, wait)
         while self._dues and self._dues[0] <= clock.monotonic():
             heapq.heappop(self._dues)
         ours = self._dues[0] - clock.monotonic() if self._dues else wait

@@ -42,6 +42,8 @@ class Engine:
         self.state = "not started"
         self.live = Live()
         self.worker: Worker | None = None
+        self.ledger: Ledger | None = None
+        """What writes to the store, while the bus runs and has one."""
         self._staff: TaskGroup | None = None
         self.claims: dict[str, Claims] = {}
         """Recipient -> its subscription to the store, while the worker runs."""
@@ -181,7 +183,7 @@ class Engine:
     def _leave(self) -> None:
         if self.broadcast is not None:
             self.broadcast.close()
-        self.worker = None
+        self.worker = self.ledger = None
         self.claims = {}
         self._home = None
         self.state = "stopped"
@@ -219,7 +221,7 @@ class Engine:
         store = self.registry.wiring.store
         if store is None:
             return None
-        ledger = Ledger(store, self.runtime, self.registry.wiring.limits)
+        ledger = self.ledger = Ledger(store, self.runtime, self.registry.wiring.limits)
         keeper = StoreKeeper(self.registry, ledger)
         await keeper.announce()
         group.start_soon(ledger.run, name="eventbus ledger")

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 try:
     from fastapi import APIRouter, Depends, FastAPI
@@ -15,9 +15,13 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("eventbus.fastapi", "fastapi") from error
 
+from eventbus._extras import load
 from eventbus.bus import EventBus
 from eventbus.errors import NotRunningError
 from eventbus.store import Transaction
+
+if TYPE_CHECKING:
+    from eventbus.health import Health
 
 __all__ = ("BusDep", "TransactionDep", "get_bus", "install", "open_transaction")
 
@@ -39,7 +43,7 @@ def install(app: FastAPI, bus: EventBus, *, consume: bool = True, health: str | 
         app: the application.
         bus: the bus; one per application.
         consume: False for web processes that only publish, whose workers run elsewhere.
-        health: a path such as "/health/bus" that answers 200 or 503 with ``bus.health()``.
+        health: a path such as "/health/bus" that answers 200 or 503 with ``bus.health()`` and what waits in the store.
 
     Raises ``RuntimeError`` if the application has a bus already, ``WiringError`` if the bus runs already.
 
@@ -64,7 +68,7 @@ def install(app: FastAPI, bus: EventBus, *, consume: bool = True, health: str | 
 
         @router.get(health, include_in_schema=False)
         async def answer() -> JSONResponse:
-            report = bus.health()
+            report: Health = await load("eventbus.health:examine")(bus.engine)
             return JSONResponse(report.as_dict(), status_code=200 if report.healthy else 503)
 
     app.include_router(router)

@@ -45,6 +45,7 @@ class StoreKeeper:
         limits = self._ledger.limits
         for _ in range(ROUNDS):
             swept = await self._ledger.store.sweep(retention=limits.retention, lease=limits.lease, batch=limits.batch)
+            self._ledger.heard()
             if swept < limits.batch:
                 return
 
@@ -60,4 +61,5 @@ class StoreKeeper:
                     await self.announce()
                     announced = clock.monotonic()
             except StoreError as error:
+                self._ledger.heard(troubled=True)
                 log.warning("sweeping the store: %s", error)

@@ -11,7 +11,7 @@ from eventbus.clock import Runtime
 from eventbus.errors import StoreError
 from eventbus.lanes import Signal
 from eventbus.limits import Limits
-from eventbus.store import Settlement, Store
+from eventbus.store import Backlog, Settlement, Store
 
 __all__ = ("Answer", "Ledger")
 
@@ -59,8 +59,12 @@ class Ledger:
         """This incarnation of this process, in the store's ``owner`` column."""
         self._tickets: list[_Ticket] = []
         self._extensions: list[_Ticket] = []
+        self.answered = runtime.clock.monotonic()
+        """When the store last answered the keeper."""
+        self.troubled = False
+        """Whether it answered with an error since."""
         self._counted = float("-inf")
-        self._dead: dict[str, int] = {}
+        self._backlog: Sequence[Backlog] = ()
         self._news = Signal()
 
     def settle(self, settlement: Settlement, told: Told) -> None:
@@ -91,11 +95,21 @@ class Ledger:
 
     async def dead(self, recipient: str, *, fresh: bool) -> int:
         """Return how many of a recipient's messages are dead: ``fresh``, or as of the last sweep at the latest."""
+        return next((one.dead for one in await self.backlog(fresh) if one.recipient == recipient), 0)
+
+    async def backlog(self, fresh: bool = False) -> Sequence[Backlog]:
+        """Return what waits and what is dead: ``fresh``, or as of the last sweep at the latest."""
         now = self.runtime.clock.monotonic()
         if fresh or now - self._counted >= self.limits.sweep:
+            self._backlog = await self.store.backlog()
             self._counted = now
-            self._dead = {one.recipient: one.dead for one in await self.store.backlog()}
-        return self._dead.get(recipient, 0)
+        return self._backlog
+
+    def heard(self, troubled: bool = False) -> None:
+        """Note that the store answered the keeper, or that it is in trouble."""
+        self.troubled = troubled
+        if not troubled:
+            self.answered = self.runtime.clock.monotonic()
 
     async def _settle_all(self, tickets: Sequence[_Ticket]) -> frozenset[int]:
         return await self.store.settle([ticket.settlement for ticket in tickets])

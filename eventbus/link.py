@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import anyio
 import anyio.abc
@@ -13,7 +14,7 @@ from eventbus.limits import Limits
 from eventbus.retry import Retry
 from eventbus.transport import Lost, PublishError, Subscription, Transport, TransportError, Wire
 
-__all__ = ("Backoff", "Link")
+__all__ = ("Backoff", "Link", "Progress")
 
 log = logging.getLogger("eventbus")
 
@@ -27,6 +28,8 @@ class Backoff:
     def __init__(self, runtime: Runtime) -> None:
         self.failures = 0
         """Openings in a row that failed or did not last."""
+        self.until = float("-inf")
+        """The end of the last pause, by the clock's monotonic time."""
         self._runtime = runtime
         self._opened: float | None = None
 
@@ -43,7 +46,20 @@ class Backoff:
 
     def pause(self) -> float:
         """Return the seconds to wait before the next attempt."""
-        return PAUSES.wait(max(self.failures, 1), self._runtime.random)
+        wait = PAUSES.wait(max(self.failures, 1), self._runtime.random)
+        self.until = self._runtime.clock.monotonic() + wait
+        return wait
+
+
+class Progress(NamedTuple):
+    """Say how a source gets on that asks for what it gets; the times are the clock's monotonic ones."""
+
+    asked: float | None
+    """Since when it waits for an answer."""
+    answered: float | None
+    """When it got the last one."""
+    paused: bool
+    """Whether it asks for nothing, or gets rid of nothing."""
 
 
 class Link:

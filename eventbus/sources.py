@@ -7,6 +7,7 @@ one entry at a time for each key.
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ from eventbus.entries import outward, unwrap, wrap
 from eventbus.errors import DecodeError, Lost, PublishError, StoreError
 from eventbus.invoker import Invoker
 from eventbus.ledger import Ledger
-from eventbus.link import Backoff, Link
+from eventbus.link import Backoff, Link, Progress
 from eventbus.registry import MEMORY, STORE, Known, Registry, Subject
 from eventbus.retry import Dead, Retry, decide
 from eventbus.store import NewEntry, Recipient
@@ -158,7 +159,14 @@ class Sources:
         slots = self._limits.concurrency
         claims = Claims(ledger, Recipient(outward(self._registry.owner, link.name), ordered=True), slots)
         self.claims[claims.recipient.name] = claims
-        return self._claimed(claims, slots, partial(self._send_out, link, Backoff(self._runtime)))
+        backoff = Backoff(self._runtime)
+
+        def progress() -> Progress:
+            # What waits for the end of a pause may be another process's by then.
+            paused = backoff.failures > 0 and self._runtime.clock.monotonic() < backoff.until + self._limits.sweep
+            return claims.progress()._replace(paused=paused)
+
+        return replace(self._claimed(claims, slots, partial(self._send_out, link, backoff)), progress=progress)
 
     def _claimed(self, claims: Claims, slots: int, attend: Callable[[Delivery], Awaitable[Verdict]]) -> Source:
         return Source(
@@ -169,6 +177,7 @@ class Sources:
             post=lambda delivery, verdict, told: _claimed(delivery).post(verdict, told),
             slots=slots,
             busy=claims.busy,
+            progress=claims.progress,
             lasting=True,
             lease=self._limits.lease,
         )

@@ -22,7 +22,7 @@ from eventbus.delivery import Cut, Postponed, Verdict
 from eventbus.errors import EventBusError
 from eventbus.lanes import Held, Lanes, Signal
 from eventbus.limits import Limits
-from eventbus.link import Backoff
+from eventbus.link import Backoff, Progress
 from eventbus.retry import Again
 from eventbus.transport import Delivery, Subscription
 
@@ -56,6 +56,8 @@ class Source:
     """What nobody else will run after a drain, so that the drain works it off; None: it is handed back."""
     busy: Callable[[], int] | None = None
     """What a source of its own kind still has to do now; transports are counted as a whole."""
+    progress: Callable[[], Progress] | None = None
+    """How it gets on, if it asks; a transport gives by itself."""
     lasting: bool = False
     """Whether what was received is still ours when the subscription is lost, as entries in a store are."""
     lease: float | None = None
@@ -106,6 +108,8 @@ class Channel:
         """Set when the first attempt to subscribe has ended, one way or the other."""
         self.running: set[Delivery] = set()
         self.handled = 0
+        self.received: float | None = None
+        """When it last received something."""
         self.lease_lost = 0
         self.backoff = Backoff(runtime)
         self.slots = anyio.CancelScope()
@@ -129,6 +133,11 @@ class Channel:
         """Tell whether the subscription is open."""
         return self._subscription is not None
 
+    @property
+    def alive(self) -> bool:
+        """Tell whether its loops go on."""
+        return not (self._received.is_set() or self._slots_ended.is_set())
+
     def later(self) -> int:
         """Count what is parked here until later."""
         return self._lanes.later(self._clock.monotonic())
@@ -137,18 +146,25 @@ class Channel:
         """Run until drained."""
         name = self.source.name
         async with anyio.create_task_group() as group:
-            group.start_soon(self._supervise, name=f"eventbus intake of {name}")
+            group.start_soon(self._supervise, group, name=f"eventbus intake of {name}")
             try:
                 with self.slots:
-                    async with anyio.create_task_group() as slots:
-                        slots.start_soon(self._ripen, name=f"eventbus parking of {name}")
-                        if self.source.lease is not None:
-                            slots.start_soon(self._extend, self.source.lease / 3, name=f"eventbus leases of {name}")
-                        for _ in range(self.source.slots):
-                            slots.start_soon(self._slot, slots, name=f"eventbus slot of {name}")
+                    while True:
+                        await self._run_slots(name)
+                        log.warning("%s: somebody cancelled a task of it, all its slots begin again", name)
             finally:
                 self._slots_ended.set()
                 self._changed.fire()
+
+    async def _run_slots(self, name: str) -> None:
+        async with anyio.create_task_group() as slots:
+            slots.start_soon(self._ripen, name=f"eventbus parking of {name}")
+            if self.source.lease is not None:
+                slots.start_soon(self._extend, self.source.lease / 3, name=f"eventbus leases of {name}")
+            for _ in range(self.source.slots):
+                slots.start_soon(self._slot, slots, name=f"eventbus slot of {name}")
+            while self._cut:
+                slots.start_soon(self._conclude, self._lanes, self._cut.pop(), Postponed(STRAY))
 
     async def drain(self, grace: float, reserve: float, left: Callable[[], bool]) -> None:
         """End this source within ``grace`` plus ``reserve`` seconds; what is only here is worked off while it can."""
@@ -204,19 +220,32 @@ class Channel:
         for delivery in lane:
             self.lease_lost += not await self._settle(delivery, Postponed(0.0))
 
-    async def _supervise(self) -> None:
+    async def _supervise(self, group: TaskGroup) -> None:
+        ended = True
         try:
             with self._intake:
                 while not self._resting:
                     await self._take_in()
-                    if not self.source.lasting:
-                        self._lanes = Lanes(self.source.ordered)
-                    self.backoff.failed()
-                    self.tried.set()
+                    self._lost()
                     if not self._resting:
                         await self._clock.sleep(self.backoff.pause())
+        except anyio.get_cancelled_exc_class():
+            if self._resting or self._ends():
+                raise
+            log.warning("%s: somebody cancelled the intake, another takes its place", self.source.name)
+            ended, self._intake = False, anyio.CancelScope()
+            self._lost()
+            group.start_soon(self._supervise, group, name=f"eventbus intake of {self.source.name}")
         finally:
-            self._received.set()
+            if ended:
+                self._received.set()
+
+    def _lost(self) -> None:
+        """Let go of a subscription, and of what only it could settle."""
+        if not self.source.lasting:
+            self._lanes = Lanes(self.source.ordered)
+        self.backoff.failed()
+        self.tried.set()
 
     async def _take_in(self) -> None:
         """Receive until the subscription is lost, or stopped and drained."""
@@ -241,6 +270,7 @@ class Channel:
                 delivery = await subscription.receive()
             except anyio.EndOfStream:
                 return
+            self.received = self._clock.monotonic()
             if self._lanes.admit(delivery):
                 self._wake()
 

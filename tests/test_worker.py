@@ -482,6 +482,25 @@ async def test_slot_that_a_stranger_cancels_is_replaced(swallowed: bool) -> None
     assert ["b1", "a1"] == office.transport.settled("ack")
 
 
+@asyncio_only
+@pytest.mark.parametrize("loop", ["intake", "parking", "leases"])
+async def test_loop_that_a_stranger_cancels_is_replaced(loop: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever cancels a loop of a source, asyncio's way, stops nothing: what was running comes again."""
+    gate, office = anyio.Event(), Office(Flaky(returns="lease"), slots=1)
+    office.script = {"a1": waits(gate)}
+    async with office.open():
+        await office.publish("a1")
+        (task,) = [one for one in asyncio.all_tasks() if one.get_name() == f"eventbus {loop} of t@g"]
+        task.cancel()
+        gate.set()
+        await office.pass_time(3)
+        await office.publish("b1")
+        assert (True, True) == (office.channel.alive, office.channel.connected)
+        await office.pass_time(3)
+    assert {"a1", "b1"} == {*office.transport.settled("ack")}
+    assert "somebody cancelled" in caplog.text
+
+
 # draining
 
 
