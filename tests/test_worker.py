@@ -492,6 +492,7 @@ async def test_loop_that_a_stranger_cancels_is_replaced(loop: str, caplog: pytes
         await office.publish("a1")
         (task,) = [one for one in asyncio.all_tasks() if one.get_name() == f"eventbus {loop} of t@g"]
         task.cancel()
+        await turns()
         gate.set()
         await office.pass_time(3)
         await office.publish("b1")
