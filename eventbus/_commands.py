@@ -182,6 +182,18 @@ def ddl(bus: "EventBus", options: argparse.Namespace) -> int:
     return 0
 
 
+def asyncapi(bus: "EventBus", options: argparse.Namespace) -> int:
+    """Print the AsyncAPI document."""
+    as_json(load("eventbus.documents:asyncapi")(bus, options.version))
+    return 0
+
+
+def schema(bus: "EventBus", options: argparse.Namespace) -> int:  # noqa: ARG001 - a command takes them
+    """Print the JSON Schemas."""
+    as_json(load("eventbus.documents:schemas")(bus))
+    return 0
+
+
 class _Desk:
     """Look at the dead of a store without starting the bus, so that nothing is announced and no broker is needed."""
 

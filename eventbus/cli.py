@@ -98,6 +98,11 @@ def parser() -> argparse.ArgumentParser:
     )
     ddl = _command(commands, "ddl", _commands.ddl, "print the statements that make the tables", json=False)
     ddl.add_argument("--dialect", metavar="NAME", help="postgresql, mariadb, mysql or sqlite (default: the store's)")
+    asyncapi = _command(commands, "asyncapi", _commands.asyncapi, "print the AsyncAPI 3.0 document of all messages")
+    asyncapi.add_argument(
+        "--version", default="1.0.0", metavar="TEXT", help="the version of the application (default: 1.0.0)"
+    )
+    _command(commands, "schema", _commands.schema, "print the JSON Schema of each message")
     dead = commands.add_parser("dead", help="look at the dead, replay or discard them", allow_abbrev=False)
     verbs = dead.add_subparsers(metavar="VERB", required=True)
     _filters(_command(verbs, "list", _commands.list_, "list dead messages"), limit=100)

@@ -15,7 +15,7 @@ from eventbus.errors import DecodeError, EncodeError
 from eventbus.limits import Limits
 from eventbus.message import spec_of
 
-__all__ = ("Codec", "JSONCodec")
+__all__ = ("BodySchema", "Codec", "JSONCodec")
 
 SHOWN = 5
 """Failing fields that a reason names."""
@@ -26,7 +26,9 @@ _DOUBTFUL = re.compile(rb"null|NaN|Infinity|\*{10}|\xef\xbf\xbd")
 """What pydantic writes for numbers that JSON has not, for secrets, for half a surrogate pair; and for good reasons."""
 
 
-class _Schema(GenerateJsonSchema):
+class BodySchema(GenerateJsonSchema):
+    """Make the JSON schema of a body, whatever its defaults are."""
+
     # Whether there is a schema is the question here, not how well it tells of defaults.
     ignored_warning_kinds = {"non-serializable-default", "skipped-choice", "skipped-discriminator"}  # noqa: RUF012
 
@@ -74,8 +76,8 @@ class JSONCodec:
         """Build what ``type`` needs, once, at start-up; return what is wrong with it, or None."""
         try:
             adapter: TypeAdapter[Any] = TypeAdapter(type)
-            adapter.json_schema(schema_generator=_Schema, mode="validation")
-            adapter.json_schema(schema_generator=_Schema, mode="serialization")
+            adapter.json_schema(schema_generator=BodySchema, mode="validation")
+            adapter.json_schema(schema_generator=BodySchema, mode="serialization")
         except Exception as error:  # Annotations are evaluated and users' hooks run here: anything can come out.
             return f"pydantic builds no JSON schema for {type.__qualname__}: {_first_line(error)}"
         if (twice := _twice(adapter.core_schema)) is not None:

@@ -290,6 +290,13 @@ def test_what_the_shop_is(place: Path, call: Call) -> None:
     assert call("ddl", "--dialect", "postgresql", SHOP).startswith("CREATE TABLE eventbus_entry (")
 
 
+def test_documents(call: Call) -> None:
+    """The documents of all messages are printed as JSON."""
+    document = json.loads(call("asyncapi", "--version", "7", SHOP))
+    assert document["info"] == {"title": "shop", "version": "7"}
+    assert document["channels"].keys() == json.loads(call("schema", "--json", "shop.app:app")).keys()
+
+
 def test_configuration_by_variable(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deployment moves a message by naming a file."""
     (place / "eventbus.toml").write_text('[routes]\n"shop.order_placed" = "memory"\n')
