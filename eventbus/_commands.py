@@ -8,13 +8,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from eventbus._extras import load
-from eventbus._screen import as_json, plain, say, table
-from eventbus.errors import WiringError
+from eventbus._screen import as_json, plain, progress, say, table
 
 if TYPE_CHECKING:
     from eventbus.bus import EventBus
     from eventbus.dead import DeadLetters
-    from eventbus.store import Backlog, Store
+    from eventbus.store import DeadEntry, Store
+
+
+PAGE = 1_000
+"""Dead entries that are looked at together."""
+PIECE = 250
+"""Dead entries that are replayed or discarded in one transaction."""
 
 
 class Unusable(Exception):  # noqa: N818 - it is about what was asked for
@@ -28,7 +33,8 @@ def failed(error: BaseException, code: int) -> int:
     return code
 
 
-def _run(action: Callable[[], Awaitable[int]]) -> int:
+def in_loop(action: Callable[[], Awaitable[int]]) -> int:
+    """Run what needs an event loop and return its exit code."""
     return int(load("anyio:run")(action))
 
 
@@ -39,44 +45,6 @@ def _store(bus: "EventBus") -> "Store":
             "this bus has no store that another process could look into: EventBus(store='sqlite:///shop.db')"
         )
     return store
-
-
-def check(bus: "EventBus", options: argparse.Namespace) -> int:
-    """Compile, and look for what waits for nobody."""
-    faults: list[str] = []
-    try:
-        bus.compile()
-    except WiringError as error:
-        faults.extend(error.faults)
-    store = bus.wiring.store
-
-    async def look() -> int:
-        if not faults and not options.offline and store is not None and store.shared:
-            async with store:
-                faults.extend(_orphans(bus, await store.backlog()))
-        return 0
-
-    _run(look)
-    if options.json:
-        as_json({"ok": not faults, "faults": faults})
-    else:
-        say("\n".join(map(plain, faults)) if faults else "all is well")
-    return bool(faults)
-
-
-def _orphans(bus: "EventBus", backlog: Sequence["Backlog"]) -> list[str]:
-    registry = bus.engine.registry
-    ours = {registry.queue(known.handler) for known in registry.known}
-    ours |= {f"{registry.owner}/{alias}" for known in registry.known for alias in known.handler.options.aliases}
-    faults: list[str] = []
-    for one in backlog:
-        lost = one.recipient.startswith(f"{registry.owner}/")
-        if one.waiting and one.recipient not in ours and ">" not in one.recipient and (lost or not one.announced):
-            why = "this application has no such handler" if lost else "nobody has announced it for a day"
-            cure = "run a process that has it, name it in aliases=, or end it with `eventbus forget`"
-            faults.append(f"{one.recipient}: {one.waiting} wait and {why}: {cure}")
-    outwards = load("eventbus.health:stranded")(registry, [one for one in backlog if ">" in one.recipient])
-    return [*faults, *(f"{fault}: name it in transports=, or end it with `eventbus forget`" for fault in outwards)]
 
 
 def explain(bus: "EventBus", options: argparse.Namespace) -> int:
@@ -146,7 +114,7 @@ def health(bus: "EventBus", options: argparse.Namespace) -> int:
         say("\n".join(["NOT WELL", *map(plain, faults)]) if faults else "well")
         return bool(faults)
 
-    return _run(look)
+    return in_loop(look)
 
 
 def forget(bus: "EventBus", options: argparse.Namespace) -> int:
@@ -167,7 +135,7 @@ def forget(bus: "EventBus", options: argparse.Namespace) -> int:
             say(f"{name} is forgotten; {forgotten} waiting message(s) are dead now")
         return 0
 
-    return _run(forget)
+    return in_loop(forget)
 
 
 def ddl(bus: "EventBus", options: argparse.Namespace) -> int:
@@ -227,7 +195,7 @@ def list_(bus: "EventBus", options: argparse.Namespace) -> int:
             _print_dead(await dead.find(limit=options.limit, **_chosen(options)), options)
         return 0
 
-    return _run(look)
+    return in_loop(look)
 
 
 def _print_dead(found: Sequence[Any], options: argparse.Namespace) -> None:
@@ -266,41 +234,60 @@ def show(bus: "EventBus", options: argparse.Namespace) -> int:
             say("\n".join(f"{name}: {plain(value)}" for name, value in shown.items()))
         return 0
 
-    return _run(look)
+    return in_loop(look)
 
 
 def end(verb: str, bus: "EventBus", options: argparse.Namespace) -> int:
-    """Replay or discard: by ids, or by filters; page by page where a limit or a dry run asks which."""
+    """Replay or discard, by ids or by filters: those that are dead now, piece by piece, so that others get in between.
+
+    What another operator was quicker with is not counted.
+    """
     chosen, ids = _chosen(options), tuple(options.words)
     if not ids and not any(chosen.values()):
         raise Unusable(f"say which to {verb}: ids, or one of --type, --handler, --since, --error")
 
     async def end() -> int:
         async with _Desk(bus).open() as dead:
-            if options.dry_run or options.limit is not None:
-                found = await _found(dead, ids, chosen, options.limit)
-                if options.dry_run:
-                    _print_dead(found, options)
-                    return 0
-                count = await getattr(dead, verb)(*(one.id for one in found), **chosen) if found else 0
-            else:
-                count = await getattr(dead, verb)(*ids, **chosen)
-        if options.json:
-            as_json({verb: count})
-        else:
-            say(f"{verb}: {count} message(s)")
+            found = _found(dead, ids, chosen, options.limit)
+            if options.dry_run:
+                _print_dead([one async for one in found], options)
+                return 0
+            count, todo = 0, list(ids) if ids and options.limit is None else [one.id async for one in found]
+            try:
+                with progress(verb, len(todo)) as advance:
+                    async for piece in _paced(todo, options.rate):
+                        count += await getattr(dead, verb)(*piece, **chosen)
+                        advance(len(piece))
+            finally:  # also when interrupted: the rest is as dead as before
+                if options.json:
+                    as_json({verb: count})
+                else:
+                    say(f"{verb}: {count} message(s)")
         return 0
 
-    return _run(end)
+    return in_loop(end)
 
 
-async def _found(dead: "DeadLetters", ids: Sequence[str], chosen: dict[str, Any], limit: int | None) -> list[Any]:
-    found: list[Any] = []
-    after: str | None = None
-    while limit is None or len(found) < limit:
-        page = await dead.find(limit=1_000, after=after, **chosen)
-        found.extend(one for one in page if not ids or one.id in ids)
-        if len(page) < 1_000:
-            break
+async def _paced(ids: Sequence[str], rate: float | None) -> AsyncGenerator[Sequence[str]]:
+    """Yield ids in pieces, not more of them in a second than ``rate``."""
+    clock, sleep = load("anyio:current_time"), load("anyio:sleep_until")
+    start, size = clock(), PIECE if rate is None else max(1, min(PIECE, int(rate / 4)))
+    for place in range(0, len(ids), size):
+        if rate is not None:
+            await sleep(start + place / rate)
+        yield ids[place : place + size]
+
+
+async def _found(
+    dead: "DeadLetters", ids: Sequence[str], chosen: dict[str, Any], limit: int | None
+) -> AsyncGenerator["DeadEntry"]:
+    """Yield dead entries, oldest first, a page of them in memory."""
+    left, after, wanted = limit, None, set(ids)
+    while left is None or left > 0:
+        page = await dead.find(limit=PAGE, after=after, **chosen)
+        for one in [one for one in page if not wanted or one.id in wanted][:left]:
+            yield one
+            left = None if left is None else left - 1
+        if len(page) < PAGE:
+            return
         after = page[-1].id
-    return found[:limit]

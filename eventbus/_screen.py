@@ -3,14 +3,21 @@
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TextIO
 
 from eventbus._extras import load
 
-__all__ = ("as_json", "plain", "say", "table")
+__all__ = ("as_json", "plain", "progress", "say", "table")
+
+QUIET = 10.0
+"""Seconds between two lines of progress where nobody looks at a terminal."""
+WIDTH = 30
+"""Characters of a bar without rich."""
 
 
 def plain(text: object) -> str:
@@ -43,10 +50,46 @@ def _shown(value: object) -> Any:
     return str(value)
 
 
+def _is_rich(stream: TextIO) -> bool:
+    return stream.isatty() and "NO_COLOR" not in os.environ and find_spec("rich") is not None
+
+
+@contextmanager
+def progress(verb: str, total: int) -> Generator[Callable[[int], None]]:
+    """Show on standard error how far something is; what it yields is called with how many more are done.
+
+    A bar at a terminal, by rich where it is installed; elsewhere a line now and then.
+    """
+    if _is_rich(sys.stderr):
+        console = load("rich.console:Console")(stderr=True)
+        with load("rich.progress:Progress")(console=console, transient=True) as bar:
+            task = bar.add_task(verb, total=total)
+            yield lambda more: bar.advance(task, more)
+        return
+    done, told, terminal = 0, time.monotonic(), sys.stderr.isatty()
+
+    def advance(more: int) -> None:
+        nonlocal done, told
+        done += more
+        if terminal:
+            full = WIDTH * done // max(total, 1)
+            sys.stderr.write(f"\r{verb} [{'#' * full}{'.' * (WIDTH - full)}] {done}/{total}")
+        elif time.monotonic() - told >= QUIET:
+            told = time.monotonic()
+            sys.stderr.write(f"{verb}: {done} of {total}\n")
+        sys.stderr.flush()
+
+    try:
+        yield advance
+    finally:
+        if terminal and done:
+            sys.stderr.write("\n")
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write rows below the names of their columns."""
     cells = [[plain("" if cell is None else cell) for cell in row] for row in rows]
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ and find_spec("rich") is not None:
+    if _is_rich(sys.stdout):
         made = load("rich.table:Table")(*columns, box=None, pad_edge=False, header_style="bold")
         text = load("rich.text:Text")
         for row in cells:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from eventbus import _commands
+from eventbus import _check, _commands
 from eventbus._commands import Unusable, failed
 from eventbus._extras import load
 from eventbus.errors import EventBusError, StoreError, TransportError
@@ -76,8 +76,10 @@ def parser() -> argparse.ArgumentParser:
     worker.add_argument(
         "--alive", metavar="FILE", help="touch FILE while all is well; FILE.0, FILE.1 with several processes"
     )
-    check = _command(commands, "check", _commands.check, "compile, and find what waits for nobody")
+    check = _command(commands, "check", _check.check, "compile, and find what waits for nobody")
     check.add_argument("--offline", action="store_true", help="compile only, open no store")
+    check.add_argument("--snapshot", metavar="FILE", help="find names that were in FILE and are gone or changed")
+    check.add_argument("--write", action="store_true", help="write the names of now into the snapshot")
     _command(commands, "explain", _commands.explain, "say who handles NAME, where it goes and what is promised", "NAME")
     topology = _command(commands, "topology", _commands.topology, "show every message, its way and its handlers")
     topology.add_argument("--mermaid", action="store_true", help="as a Mermaid flowchart")
@@ -113,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         verb = _command(verbs, name, run, about, "[ID...]")
         _filters(verb, limit=None)
+        verb.add_argument("--rate", type=_rate, metavar="N/s", help="not more at once: 20/s, 100/m (default: no limit)")
         verb.add_argument("--dry-run", action="store_true", help="only say which")
     return root
 
@@ -159,6 +162,13 @@ def _duration(text: str) -> timedelta:
     if not text[:-1].isdecimal() or text[-1:] not in SECONDS:
         raise argparse.ArgumentTypeError(f"takes a time such as 30s, 5m, 2h or 7d, not {text!r}")
     return timedelta(seconds=int(text[:-1]) * SECONDS[text[-1]])
+
+
+def _rate(text: str) -> float:
+    number, _, unit = text.partition("/")
+    if not number.isdecimal() or int(number) < 1 or (unit or "s") not in SECONDS:
+        raise argparse.ArgumentTypeError(f"takes a rate such as 20/s, 100/m or 500/h, not {text!r}")
+    return int(number) / SECONDS[unit or "s"]
 
 
 def _since(text: str) -> datetime:

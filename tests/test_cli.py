@@ -1,6 +1,7 @@
 """The command line, as programs of their own: each command on the example shop, and workers that end in every way."""
 
 import argparse
+import io
 import json
 import os
 import re
@@ -15,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
+from eventbus._commands import _paced
+from eventbus._screen import progress
 from eventbus.cli import main, parser
 
 ROOT = Path(__file__).parents[1]
@@ -245,6 +250,11 @@ def test_import_is_light(place: Path) -> None:
         (["dead", "replay", "slow:bus"], 2, "say which to replay"),
         (["dead", "list", "--since", "soon", "slow:bus"], 2, "takes a time"),
         (["dead", "show", "nonesuch", "slow:bus"], 1, "no dead message has the id"),
+        (["dead", "replay", "--rate", "0/s", "--type", "x", "slow:bus"], 2, "takes a rate"),
+        (["dead", "replay", "--rate", "9/y", "--type", "x", "slow:bus"], 2, "takes a rate"),
+        (["check", "--write", "slow:bus"], 2, "--snapshot names.json --write"),
+        (["check", "--snapshot", "names.json", "slow:bus"], 2, "there is no names.json: --write makes it"),
+        (["check", "--snapshot", "slow.py", "slow:bus"], 2, "slow.py is no snapshot"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -278,7 +288,11 @@ def test_store_that_fails(place: Path, call: Call) -> None:
 def test_what_the_shop_is(place: Path, call: Call) -> None:
     """Commands that look at the wiring print it for people and for programs, by the bus or by the application."""
     assert run(place, "check", SHOP) == "all is well\n"
-    assert json.loads(call("check", "--offline", "--json", "shop.app:app")) == {"ok": True, "faults": []}
+    assert json.loads(call("check", "--offline", "--json", "shop.app:app")) == {
+        "ok": True,
+        "faults": [],
+        "notes": [],
+    }
     assert call("explain", "shop.order_placed", SHOP).startswith("bus shop: 1 message\nevent shop.order_placed")
     (facts,) = json.loads(call("explain", "--json", "shop.order_placed", SHOP))["messages"]
     assert facts["route"] == ["store"]
@@ -321,8 +335,62 @@ def test_orphans(place: Path, call: Call) -> None:
     connection.close()
     assert json.loads(call("health", "--json", SHOP, code=1))["healthy"] is False
     assert json.loads(call("forget", "--json", "old.gone", SHOP)) == {"handler": "shop/old.gone", "dead": 2}
-    assert call("check", SHOP) == "all is well\n"
+    assert call("check", SHOP).endswith("all is well\n")
     assert "shop/notifications.send_email" in call("health", SHOP)
+
+
+def test_names_that_changed(place: Path, call: Call) -> None:
+    """A name that was in a snapshot and is gone, or means something else, is a fault that says what to do."""
+    seen = ["check", "--snapshot", "names.json", SHOP]
+    call("check", "--write", *seen[1:])
+    assert call(*seen) == "all is well\n"
+    names = json.loads((place / "names.json").read_text())
+    assert names["messages"]["shop.order_placed"] == {"kind": "event", "version": 1, "key": "order_id"}
+    handlers, messages = names["handlers"], names["messages"]
+    handlers["payments.charge"] = handlers.pop("payments.charge_payment")
+    messages["shop.order_paid"] = messages.pop("shop.order_charged")
+    messages["shop.order_placed"] |= {"version": 2, "key": "customer"}
+    messages["shop.place_order"]["kind"] = "event"
+    (place / "names.json").write_text(json.dumps(names))
+    told = json.loads(call("check", "--json", *seen[1:], code=1))
+    assert [fault.partition(" since ")[0].partition(":")[0] for fault in told["faults"]] == [
+        "handler payments.charge is gone",
+        "message shop.order_placed went back from version 2 to 1",
+        "message shop.order_placed has changed its key from customer to order_id",
+        "message shop.place_order has changed its kind from event to command",
+        "message shop.order_paid is gone",
+    ]
+    assert "add aliases=['payments.charge']" in told["faults"][0]
+    assert "run `eventbus forget payments.charge`" in told["faults"][0]
+    assert [note.split()[0] for note in told["notes"]] == ["payments.charge_payment", "shop.order_charged"]
+    call("check", "--write", *seen[1:])
+    assert call(*seen) == "all is well\n"
+
+
+def test_alias_answers_for_a_name(place: Path, call: Call) -> None:
+    """A former name in ``aliases=`` is no fault."""
+    call("check", "--offline", "--write", "--snapshot", "names.json", "slow:bus")
+    (place / "slow.py").write_text(SLOW.replace("async def sleep(", "async def doze("))
+    assert "handler slow.sleep is gone" in call("check", "--snapshot", "names.json", "slow:bus", code=1)
+    mended = SLOW.replace("async def sleep(", "async def doze(").replace(
+        "@slow.on(Woken)", "@slow.on(Woken, aliases=['sleep'])"
+    )
+    (place / "slow.py").write_text(mended)
+    assert "note: slow.doze is new" in call("check", "--snapshot", "names.json", "slow:bus")
+
+
+def test_handlers_that_nothing_reaches(place: Path, call: Call) -> None:
+    """A handler that nobody has announced yet, and one that is announced and not here, are told of."""
+    python(place, "-c", PLACE, "0", "1")
+    connection = sqlite3.connect(place / "shop.db")
+    with connection:
+        connection.execute("UPDATE eventbus_subscription SET name = 'shop/old.gone' WHERE name LIKE '%charge%'")
+    connection.close()
+    notes = json.loads(call("check", "--json", SHOP))["notes"]
+    assert [note.partition(":")[0] for note in notes] == [
+        "shop/old.gone gets messages and this application has no such handler",
+        "shop/payments.charge_payment is announced by nobody yet",
+    ]
 
 
 def test_lag(place: Path, call: Call) -> None:
@@ -367,6 +435,65 @@ def test_the_dead(place: Path, call: Call) -> None:
     assert json.loads(call("dead", "replay", "--limit", "1", "--json", *some, SHOP)) == {"replay": 1}
     assert call("dead", "replay", "--handler", "notifications.send_email", SHOP) == "replay: 2 message(s)\n"
     assert call("dead", "list", SHOP) == "none\n"
+
+
+def test_two_operators_at_once(place: Path) -> None:
+    """Of two who replay, and of two of whom one discards, each dead message is had by one."""
+    python(place, "-c", PLACE, "300", "1")
+    connection = sqlite3.connect(place / "shop.db", timeout=30)
+    dying = "UPDATE eventbus_entry SET state = 2, error = 'x', failures = 5 WHERE recipient LIKE '%send_email'"
+    for verbs in (("replay", "replay"), ("replay", "discard")):
+        with connection:
+            connection.execute(dying)
+        command = [sys.executable, "-m", "eventbus.cli", "dead"]
+        some = ["--json", "--rate", "400/s", "--error", "x", SHOP]
+        both = [
+            subprocess.Popen([*command, verb, *some], stdout=subprocess.PIPE, cwd=place, env=environment())
+            for verb in verbs
+        ]
+        told = [json.loads(one.communicate(timeout=40)[0]) for one in both]
+        assert sum(count for one in told for count in one.values()) == 300
+        states = dict(
+            rows(place, "SELECT state, count(*) FROM eventbus_entry WHERE recipient LIKE '%send%' GROUP BY 1")
+        )
+        assert states.get(0, 0) == sum(one.get("replay", 0) for one in told)
+        assert 2 not in states
+    connection.close()
+
+
+def test_rate() -> None:
+    """Of dead messages no more are taken in a time than the rate allows, and all are."""
+
+    async def take() -> list[tuple[float, int]]:
+        start, ids = trio.current_time(), [str(number) for number in range(100)]
+        return [(trio.current_time() - start, len(piece)) async for piece in _paced(ids, 20.0)]
+
+    assert trio.run(take, clock=trio.testing.MockClock(autojump_threshold=0)) == [
+        (place / 20, 5) for place in range(0, 100, 5)
+    ]
+
+
+class Terminal(io.StringIO):
+    """Be a screen."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("rich", [True, False], ids=["rich", "plain"])
+def test_progress(monkeypatch: pytest.MonkeyPatch, rich: bool) -> None:
+    """At a terminal a bar grows, by rich or without."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    if not rich:
+        monkeypatch.setenv("NO_COLOR", "1")
+    with progress("replay", 10) as advance:
+        advance(5)
+        advance(5)
+    if rich:
+        assert "100%" in screen.getvalue()
+    else:
+        assert screen.getvalue().endswith(f"replay [{'#' * 15}{'.' * 15}] 5/10\rreplay [{'#' * 30}] 10/10\n")
 
 
 def test_worker_drains(place: Path) -> None:
