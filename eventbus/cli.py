@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from eventbus import _check, _commands
@@ -75,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
     )
     worker.add_argument(
         "--alive", metavar="FILE", help="touch FILE while all is well; FILE.0, FILE.1 with several processes"
+    )
+    worker.add_argument(
+        "--reload", action="store_true", help="for development: drain and start anew when a Python file changes"
+    )
+    worker.add_argument(
+        "--reload-dir", action="append", default=[], metavar="DIR", help="where to look for changes, instead of here"
     )
     check = _command(commands, "check", _check.check, "compile, and find what waits for nobody")
     check.add_argument("--offline", action="store_true", help="compile only, open no store")
@@ -183,14 +190,18 @@ def _since(text: str) -> datetime:
 
 def _worker(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if gone := [name for name in options.reload_dir if not Path(name).is_dir()]:
+        raise Unusable(f"--reload-dir {gone[0]}: there is no such directory")
+    reload = tuple(options.reload_dir) or ((".",) if options.reload else ())
     job = load("eventbus.supervisor:Job")(
         app=options.app,
         only=tuple(options.only),
         concurrency=options.concurrency,
         processes=options.processes,
         alive=options.alive,
+        reload=reload,
     )
-    return int(load("eventbus.supervisor:work" if options.processes == 1 else "eventbus.supervisor:supervise")(job))
+    return int(load("eventbus._crew:supervise" if reload or job.processes > 1 else "eventbus.supervisor:work")(job))
 
 
 if __name__ == "__main__":

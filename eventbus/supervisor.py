@@ -1,16 +1,15 @@
-"""Run worker processes: boot the application without an HTTP server, and end on a signal, in time."""
+"""Be a worker process: boot the application without an HTTP server, and end on a signal, in time."""
 
 import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,14 +23,12 @@ from eventbus.clock import Runtime
 from eventbus.errors import EventBusError
 from eventbus.worker import Source
 
-__all__ = ("LATE", "Job", "Target", "find", "supervise", "work")
+__all__ = ("LATE", "SIGNALS", "Job", "Target", "find", "work")
 
 LATE = 124
 """The exit code of a process whose drain did not end in time."""
 RESERVE = 2.0
 """Seconds after the time to drain in which a process ends by itself, before it is ended."""
-PATIENCE = (0.5, 30.0)
-"""The shortest and the longest time in seconds before a process that died is started again."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("eventbus")
@@ -63,6 +60,8 @@ class Job:
     processes: int = 1
     alive: str | None = None
     """A file that is touched while all is well."""
+    reload: tuple[str, ...] = ()
+    """Directories whose Python files start it anew when they change."""
 
 
 def find(path: str) -> Target:
@@ -238,73 +237,6 @@ def _chosen(bus: EventBus, only: Sequence[str]) -> Callable[[Source], bool]:
         )
 
     return takes
-
-
-def supervise(job: Job) -> int:
-    """Keep as many worker processes as the job says, until a signal; return the worst of their exit codes.
-
-    Each is a new interpreter. One that dies is started again, after a pause that grows while it dies at once; if the
-    first ones cannot start at all, that is the end.
-    """
-    return _Crew(job).run()
-
-
-class _Crew:
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._stopping = 0
-        self._staff: dict[int, subprocess.Popen[bytes]] = {}
-        self._begun: dict[int, float] = {}
-        self._pauses: dict[int, float] = {}
-
-    def run(self) -> int:
-        for number in SIGNALS:
-            signal.signal(number, self._signalled)
-        for place in range(self._job.processes):
-            self._start(place)
-        codes: list[int] = []
-        while self._staff or self._pauses:
-            for place, process in list(self._staff.items()):
-                code = process.poll()
-                if code is not None:
-                    self._ended(place, code, codes)
-            for place, due in list(self._pauses.items()):
-                if self._stopping or time.monotonic() >= due:
-                    del self._pauses[place]
-                    if not self._stopping:
-                        self._start(place)
-            time.sleep(0.05)
-        return max((128 - code if code < 0 else code for code in codes), default=0)
-
-    def _start(self, place: int) -> None:
-        alive = f"{self._job.alive}.{place}" if self._job.alive else None
-        told = json.dumps(asdict(replace(self._job, alive=alive, processes=1)))
-        self._begun[place] = time.monotonic()
-        self._staff[place] = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "eventbus.supervisor", told],
-            stdin=subprocess.PIPE,  # the child ends when this is closed, which it is however this process ends
-            process_group=0,  # Ctrl+C is for this process, which tells the others
-        )
-
-    def _ended(self, place: int, code: int, codes: list[int]) -> None:
-        process = self._staff.pop(place)
-        if process.stdin is not None:
-            process.stdin.close()
-        if self._stopping:
-            codes.append(0 if code == -signal.SIGTERM else code)  # it had not begun
-        elif code in (1, 2, 3):  # it said itself why it cannot work: so would the next one
-            codes.append(code)
-            self._signalled(signal.SIGTERM, None)
-        else:
-            lived = time.monotonic() - self._begun[place]
-            pause = PATIENCE[0] if lived > PATIENCE[1] else min(PATIENCE[1], max(PATIENCE[0], lived))
-            log.warning("worker %d ended with %d, the next one starts in %.1f s", process.pid, code, pause)
-            self._pauses[place] = time.monotonic() + pause
-
-    def _signalled(self, number: int, _frame: object) -> None:
-        self._stopping += 1
-        for process in self._staff.values():
-            process.send_signal(number)
 
 
 def _main() -> NoReturn:

@@ -36,7 +36,7 @@ ENGINE = (
 )
 ROOT = "__init__"
 KEEPERS = ("middlewares", "stores", "transports")
-DOORS = ("testing", "fastapi", "documents", "dashboard", "_screen", "supervisor", "_commands", "_check", "cli")
+DOORS = ("testing", "fastapi", "documents", "dashboard", "_screen", "supervisor", "_crew", "_commands", "_check", "cli")
 FOLDERS = (*KEEPERS, "testing", "dashboard")
 ORDER = (*GROUND, *PROMISES, *ENGINE, ROOT, *KEEPERS, *DOORS)
 """Whoever stands higher may be imported by whoever stands lower, never the other way round."""

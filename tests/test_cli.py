@@ -241,6 +241,7 @@ def test_import_is_light(place: Path) -> None:
         (["check", "a", "slow:bus"], 2, "too many words"),
         (["check", "--jsn", "slow:bus"], 2, "unknown: --jsn"),
         (["check", "slow:broken"], 1, "unknown transport 'nowhere'"),
+        (["worker", "--reload-dir", "nowhere", "slow:bus"], 2, "--reload-dir nowhere: there is no such directory"),
         (["worker", "--processes", "0", "slow:bus"], 2, "whole number from 1"),
         (["explain", "shop.nonesuch", "slow:bus"], 1, "no message is registered"),
         (["health", "slow:broken"], 2, "has no store"),
@@ -539,6 +540,51 @@ def test_processes_end_with_their_parent(place: Path) -> None:
         children = until(lambda: (found := re.findall(r"worker (\d+) runs", crew.log))[1:] and found)
         crew.end(signal.SIGKILL)
         until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+def touch(file: Path, text: str) -> None:
+    """Write a Python file as somebody does who works on it: a moment later than before."""
+    file.write_text(text)
+    seen = file.stat().st_mtime_ns
+    os.utime(file, ns=(seen + 2_000_000_000, seen + 2_000_000_000))  # byte code is told apart by whole seconds
+
+
+def test_reload(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed file drains a worker and starts it anew, also after one that cannot be imported; others do not."""
+    monkeypatch.setenv("SLOW_DRAIN", "600")
+    application = place / "slow.py"
+    touch(application, SLOW.replace("anyio.sleep(60)", "anyio.sleep(1)"))
+    python(place, "slow.py")
+    with worker(place, "--reload", "--only", "slow", "slow:app") as one:
+        one.says("sleeps")
+        touch(application, SLOW.replace("anyio.sleep(60)", "anyio.sleep(2)"))
+        one.says("slow.py changed: all workers drain and start anew")
+        until(lambda: len(re.findall(r"worker (\d+) runs", one.log)) == 2)
+        drained = re.search("(?s)changed.*drains.*is gone.*runs", one.log)
+        assert drained is not None, one.log
+        entries = rows(place, "SELECT failures, state FROM eventbus_entry WHERE recipient LIKE '%sleep'", "slow.db")
+        assert entries == [(0, 1)]  # what was running was let finish
+        touch(application, "this is no Python")
+        one.says("cannot work: the next one starts when a file changes")
+        (place / ".venv").mkdir()
+        touch(place / ".venv" / "other.py", "")
+        touch(place / "notes.txt", "")
+        touch(application, SLOW)
+        until(lambda: len(re.findall(r"worker (\d+) runs", one.log)) == 3)
+        assert set(re.findall(r"(\S+) changed", one.log)) == {"slow.py"}
+        assert one.end(signal.SIGINT) == 0
+
+
+def test_reload_of_another_directory(place: Path) -> None:
+    """Only the directories that were named are looked at, and all processes start anew."""
+    (place / "library").mkdir()
+    with worker(place, "--processes", "2", "--reload-dir", "library", "--only", "slow", "slow:bus") as crew:
+        until(lambda: len(re.findall(r"worker (\d+) runs", crew.log)) == 2)
+        touch(place / "slow.py", SLOW)
+        touch(place / "library" / "new.py", "")
+        until(lambda: len(re.findall(r"worker (\d+) runs", crew.log)) == 4)
+        assert re.findall(r"(\S+) changed", crew.log) == ["library/new.py"]
+        assert crew.end(signal.SIGTERM) == 0
 
 
 def test_second_signal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
