@@ -45,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=int(os.environ.get("EVENTBUS_KILLS", "10")),
         help="how many child processes each crash test kills (default: $EVENTBUS_KILLS, or 10)",
     )
+    parser.addoption(
+        "--drains",
+        type=int,
+        default=int(os.environ.get("EVENTBUS_DRAINS", "3")),
+        help="how often a loaded worker is drained, and a server reloaded (default: $EVENTBUS_DRAINS, or 3)",
+    )
     parser.addoption("--seed", type=int, default=None, help="play this seed of the simulation and no other")
     parser.addoption(
         "--seeds",
@@ -70,6 +76,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 def kills(request: pytest.FixtureRequest) -> int:
     """Return how many child processes a crash test kills."""
     return request.config.getoption("--kills")
+
+
+@pytest.fixture(scope="session")
+def drains(request: pytest.FixtureRequest) -> int:
+    """Return how often a loaded worker is drained, and a server reloaded."""
+    return request.config.getoption("--drains")
 
 
 @pytest.fixture(scope="session")
