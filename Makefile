@@ -4,7 +4,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 DEV := $(VENV)/.ready-dev
-DEMO := $(or $(wildcard $(DEV)),$(VENV)/.ready-demo)
+BROKER := $(patsubst docs/examples/shop/%.toml,%,$(filter docs/examples/shop/%.toml,$(EVENTBUS_CONFIG)))
+DEMO := $(or $(wildcard $(DEV)),$(VENV)/.ready-demo$(BROKER:%=-%))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 TOO_OLD = eventbus needs Python 3.11 or newer, and $(PYTHON) is not: try make PYTHON=python3.13
 
@@ -58,9 +59,9 @@ $(VENV)/.pip:
 	@$(PIP) install --upgrade "pip>=25.1"
 	@touch $@
 
-$(VENV)/.ready-demo: $(VENV)/.pip pyproject.toml constraints.txt
+$(VENV)/.ready-demo$(BROKER:%=-%): $(VENV)/.pip pyproject.toml constraints.txt
 	@echo "Installing what the demo needs ..."
-	@$(PIP) install -e . --group demo -c constraints.txt
+	@$(PIP) install -e '.$(BROKER:%=[%])' --group demo -c constraints.txt
 	@touch $@
 
 $(VENV)-peers/.ready: benchmarks/peers/requirements.txt

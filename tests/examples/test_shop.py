@@ -113,6 +113,11 @@ async def test_broken_email_dies_and_is_replayed(t: Harness) -> None:
             {"redelivered": 6},
         ),
         ("UPDATE eventbus_entry SET state = 0, due_at = due_at + 9999999", {"working": True}),
+        ("DELETE FROM payments; DELETE FROM eventbus_entry WHERE recipient LIKE '%charge_payment'", {"lost": 2}),
+        (
+            "DELETE FROM payments; UPDATE eventbus_entry SET recipient = 'shop>events' WHERE recipient LIKE '%payment'",
+            {"working": True},
+        ),
     ],
 )
 async def test_ledger_sees_damage(t: Harness, damage: str, seen: dict[str, Any]) -> None:
@@ -122,7 +127,8 @@ async def test_ledger_sees_damage(t: Harness, damage: str, seen: dict[str, Any])
     await t.settled()
     async with bus.transaction() as tx:
         await tx.session.execute("UPDATE eventbus_entry SET owner = 'killed'")
-        await tx.session.execute(damage)
+        for statement in damage.split(";"):
+            await tx.session.execute(statement)
         await tx.session.execute("UPDATE eventbus_entry SET owner = NULL")
     assert (await state(t))["ledger"] == CLEAN | seen
 

@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from eventbus import Context, EventBus, Gap, Limits
+from eventbus import Context, EventBus, Gap, Limits, Module
 from eventbus.fastapi import BusDep, TransactionDep, install
 from eventbus.stores.sqlite import SQLiteSession
 from shop.database import make_tables
@@ -54,8 +54,11 @@ bus = EventBus(
     inventory,
     payments,
     notifications,
+    Module("pages", messages=[HandlingFailed, ShopClosed]),
     name="shop",
     store=os.environ.get("SHOP_STORE", "sqlite:///shop.db"),
+    transports={"push": "memory://"},  # to the pages of one process; rabbitmq.toml has what reaches several
+    live="push",
     routes={OrderPlaced: "store"},
     middleware=[tell_failures],
     limits=Limits(lease=2.0, sweep=0.5),  # what a killed process had in hand is taken over within 2.5 s
@@ -70,7 +73,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(title="The eventbus shop")
-install(app, bus, health="/health/bus")
+install(app, bus, consume="SHOP_WORKER" not in os.environ, health="/health/bus")
 app.include_router(APIRouter(lifespan=lifespan))
 
 

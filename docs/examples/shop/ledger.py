@@ -4,18 +4,24 @@ from pydantic import BaseModel
 
 from eventbus.stores.sqlite import SQLiteSession
 
-WORKING = "SELECT count(*) FROM eventbus_entry WHERE state = 0"
-
-LOST = """WITH missing AS (
-        SELECT message_id, 'shop/inventory.reserve_stock' AS handler FROM orders
+MISSING = """(SELECT message_id, 'shop/inventory.reserve_stock' AS handler FROM orders
             WHERE order_id NOT IN (SELECT order_id FROM stock)
         UNION ALL SELECT message_id, 'shop/payments.charge_payment' FROM orders
             WHERE order_id NOT IN (SELECT order_id FROM payments)
         UNION ALL SELECT message_id, 'shop/notifications.send_email' FROM orders
-            WHERE order_id NOT IN (SELECT order_id FROM emails))
-    SELECT count(DISTINCT message_id) FROM missing WHERE NOT EXISTS (
-        SELECT 1 FROM eventbus_entry WHERE eventbus_entry.message_id = missing.message_id
-            AND recipient = handler AND state IN (0, 2))"""
+            WHERE order_id NOT IN (SELECT order_id FROM emails)) AS missing
+    LEFT JOIN eventbus_entry AS here ON here.message_id = missing.message_id AND here.recipient = handler
+    LEFT JOIN eventbus_entry AS out ON out.message_id = missing.message_id AND out.recipient = 'shop>events'"""
+"""Effects that an order lacks, with the entry of the handler, and the one that was sent to a broker."""
+
+TRAVELLING = "here.seq IS NULL AND out.state = 1"
+"""The broker has it, and has not given it back yet."""
+
+WORKING = f"""SELECT (SELECT count(*) FROM eventbus_entry WHERE state = 0)
+    + (SELECT count(*) FROM {MISSING} WHERE {TRAVELLING})"""
+
+LOST = f"""SELECT count(DISTINCT missing.message_id) FROM {MISSING}
+    WHERE here.state = 1 OR (here.seq IS NULL AND out.seq IS NULL)"""
 """Orders that lack an effect which nobody will bring about any more: its entry neither waits nor is among the dead."""
 
 REDELIVERED = "SELECT count(*) FROM redelivered"
@@ -28,7 +34,7 @@ REPEATED = "SELECT count(*) - count(DISTINCT order_id) FROM emails"
 
 class Ledger(BaseModel):
     working: bool
-    """Whether anything still waits or runs."""
+    """Whether anything still waits, runs, or is on its way through a broker."""
     lost: int
     redelivered: int
     """Entries that were claimed once more because whoever had claimed them was gone."""

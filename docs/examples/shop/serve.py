@@ -2,6 +2,7 @@
 
 A small parent holds the socket and the place of the database, and starts a process that serves. When that one is killed
 with -9, and the page has a button for it, the parent starts the next one; those who call meanwhile wait at the socket.
+Where ``EVENTBUS_CONFIG`` names a file, such as ``rabbitmq.toml``, another process does the work: ``eventbus worker``.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 HOST = "127.0.0.1"
@@ -42,23 +44,43 @@ def place(data: Path | None) -> AbstractContextManager[Path | str]:
     return tempfile.TemporaryDirectory(prefix="eventbus-shop-", ignore_cleanup_errors=True)
 
 
+def start(store: str, *command: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a process of the shop, which ends when its standard input is closed: it is, however the parent ends."""
+    environment = {**os.environ, "SHOP_STORE": store}
+    if config := os.environ.get("EVENTBUS_CONFIG"):
+        environment |= {"EVENTBUS_CONFIG": str(Path(config).resolve()), "SHOP_WORKER": "another process"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=Path(__file__).resolve().parents[1],
+        env=environment,
+        stdin=subprocess.PIPE,
+        process_group=0,  # Ctrl+C is for the parent
+        text=True,
+        **options,
+    )
+
+
 def keep_serving(listener: socket.socket, store: str) -> int:
     """Start a process that serves, and another one whenever it was killed with -9; return how the last one ended."""
-    command = [sys.executable, "-m", "shop.server", str(listener.fileno())]
+    command = ["shop.server", str(listener.fileno())]
     while True:
-        with subprocess.Popen(
-            command,
-            cwd=Path(__file__).resolve().parents[1],
-            env={**os.environ, "SHOP_STORE": store},
-            stdin=subprocess.PIPE,  # the server ends when this is closed, which it is however the parent ends
-            pass_fds=[listener.fileno()],
-            process_group=0,  # Ctrl+C is for the parent
-        ) as server:
+        with start(store, *command, pass_fds=[listener.fileno()]) as server:
             ended = server.wait()
         if ended != -signal.SIGKILL:
             return ended
         print(f"Process {server.pid} was killed with -9, here is the next one.", flush=True)
-        command = [*command[:4], "--again"]
+        command = [*command[:2], "--again"]
+
+
+def working(store: str) -> AbstractContextManager[object]:
+    """Return the process that works beside the one that serves, if a file says where; not before the file is right."""
+    if not os.environ.get("EVENTBUS_CONFIG"):
+        return nullcontext()
+    with start(store, "eventbus.cli", "check", "--offline", "shop.app:bus", stdout=subprocess.PIPE) as check:
+        said, _ = check.communicate()
+    if check.returncode:
+        sys.exit(said or check.returncode)
+    return start(store, "shop.server", "worker")
 
 
 def leave(_number: int, _frame: object) -> None:
@@ -81,7 +103,9 @@ def main() -> None:
     with listen(options.port) as listener, place(options.data) as folder:
         data = Path(folder).resolve()
         data.mkdir(parents=True, exist_ok=True)
-        sys.exit(keep_serving(listener, f"sqlite:///{quote(str(data / 'shop.db'))}"))
+        store = f"sqlite:///{quote(str(data / 'shop.db'))}"
+        with working(store):
+            sys.exit(keep_serving(listener, store))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Be the process that serves the shop, on a socket and a database that its parent holds: see ``serve.py``."""
+"""Be the process that serves the shop, on a socket that its parent holds, or the one that works: see ``serve.py``."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ import threading
 
 import uvicorn
 
+from eventbus import cli
 from shop.app import app, bus
 from shop.messages import ShopClosed
 
@@ -38,14 +39,18 @@ def leave(_number: int, _frame: object) -> None:
     sys.exit(0)
 
 
-def main(descriptor: str, *options: str) -> None:
+def main(what: str, *options: str) -> None:
+    """Serve on the socket of this number, or be the worker."""
     signal.signal(signal.SIGTERM, leave)
     threading.Thread(target=follow_parent, daemon=True).start()
+    if what == "worker":
+        logging.basicConfig(level=logging.WARNING)
+        cli.main(["worker", "shop.app:app"])
     logging.getLogger("eventbus").setLevel(logging.CRITICAL)  # the page shows what fails
     if "--again" not in options:
         print(bus.explain(), end="\n\n")
     # the protocol is named, so that asyncio sends answers without delay
-    listener = socket.socket(proto=socket.IPPROTO_TCP, fileno=int(descriptor))
+    listener = socket.socket(proto=socket.IPPROTO_TCP, fileno=int(what))
     Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)).run(sockets=[listener])
 
 
