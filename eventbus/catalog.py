@@ -1,11 +1,13 @@
 """Say, as data and as text, who handles a message, where it goes and what is promised there."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eventbus.registry import INLINE, MEMORY, STORE, Known, Registry, Subject
+from eventbus.transport import Capabilities
 
-__all__ = ("PROMISES", "Explanation", "HandlerFacts", "MessageFacts", "explain", "promises")
+__all__ = ("PROMISES", "Explanation", "HandlerFacts", "MessageFacts", "explain", "kept_by", "promises")
 
 PLACES = ("inline", "memory", "store", "broker with store", "broker alone")
 
@@ -24,6 +26,13 @@ PROMISES: Mapping[str, tuple[str, ...]] = {
     "P12 cancellation": ("reaches the caller", "yes", "yes", "yes", "yes"),
 }
 """Promise -> what is kept inline, by memory, by a store, by a broker in front of a store, by a broker alone."""
+
+ORDERS = {"key": "per key, keys shared out", "exclusive": "per key, in one process", "none": "refused"}
+RETURNS = {
+    "link": "when its connection ends", "lease": "when its lease lapses", "rebalance": "when its group is dealt anew",
+    "none": "no",
+}  # fmt: skip
+DUPLICATES = {"each": "bounded", "prefix": "all behind the oldest unsettled", "none": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +101,34 @@ def promises(registry: Registry, source: str | None) -> dict[str, str]:
     elif source in (MEMORY, STORE):
         place = str(source)
     else:
-        place = "broker with store" if registry.wiring.store is not None else "broker alone"
+        return kept_by(registry.wiring.transports[source].capabilities, stored=registry.wiring.store is not None)
+    return _column(place)
+
+
+def kept_by(broker: Capabilities, *, stored: bool) -> dict[str, str]:
+    """Return what a broker that declares these capabilities keeps for handlers, in front of a store or alone."""
+    kept = _column("broker with store" if stored else "broker alone")
+    sure = broker.confirm != "none" and broker.returns != "none"
+    if not sure:
+        kept["P2 at least once"] = "no"
+    if stored:
+        if broker.order == "none":
+            kept["P4 order"] = ORDERS["none"]
+        return kept | {"delays": "any, by the store", "dead letters": "in the store"}
+    if sure:
+        kept["P2 at least once"] = "once confirmed"
+    kept["P4 order"] = ORDERS[broker.order]
+    kept["P5 recovery"] = RETURNS[broker.returns]
+    kept["P9 duplicates"] = DUPLICATES[broker.settle]
+    if not broker.retry:
+        kept["P10 clock"] = "process clock"
+    if not (broker.groups and broker.attempts):
+        kept["P11 same semantics"] = f"refused: {'no groups' if not broker.groups else 'counts no attempts'}"
+    longest = "any" if math.isinf(broker.retry) else f"to {broker.retry:,.10g} s, then held" if broker.retry else "held"
+    return kept | {"delays": longest, "dead letters": "in the broker" if broker.dead else "no"}
+
+
+def _column(place: str) -> dict[str, str]:
     return {promise: kept[PLACES.index(place)] for promise, kept in PROMISES.items()}
 
 

@@ -1,13 +1,15 @@
 """Explaining: who handles a message, where it goes and what is promised there, as data and as text."""
 
+import math
 from dataclasses import FrozenInstanceError, asdict
 from typing import Any
 
 import pytest
 
 from eventbus import Command, Event, EventBus, Module, Retry, UnknownMessageError
-from eventbus.catalog import PLACES, PROMISES, HandlerFacts, MessageFacts
+from eventbus.catalog import PLACES, PROMISES, HandlerFacts, MessageFacts, kept_by
 from eventbus.transports.memory import MemoryTransport
+from tests.doubles import Flaky
 
 
 class Place(Command[int], name="shop.place", version=2):
@@ -94,8 +96,6 @@ def test_routed_event() -> None:
         (["memory", "events"], "sqlite:///shop.db", "memory"),
         ("store", "sqlite:///shop.db", "store"),
         (["store", "events"], "sqlite:///shop.db", "store"),
-        ("events", "sqlite:///shop.db", "broker with store"),
-        ("events", None, "broker alone"),
     ],
     ids=str,
 )
@@ -103,6 +103,53 @@ def test_promises(route: str | list[str], store: str | None, place: str) -> None
     """What is promised follows from where the handlers take the message, and from the store."""
     expected = {promise: kept[PLACES.index(place)] for promise, kept in PROMISES.items()}
     assert expected == facts(bus(store, paid=route), Paid).promises
+
+
+WITH_STORE = {"delays": "any, by the store", "dead letters": "in the store"}
+ALONE = {
+    "P2 at least once": "once confirmed", "P4 order": "per key, in one process",
+    "P5 recovery": "when its connection ends", "delays": "to 6,553.5 s, then held", "dead letters": "in the broker",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("broker", "store", "differs"),
+    [
+        ({}, "sqlite:///shop.db", WITH_STORE),
+        ({"order": "none"}, "sqlite:///shop.db", WITH_STORE | {"P4 order": "refused"}),
+        ({"confirm": "none"}, "sqlite:///shop.db", WITH_STORE | {"P2 at least once": "no"}),
+        ({"returns": "none"}, "sqlite:///shop.db", WITH_STORE | {"P2 at least once": "no"}),
+        ({}, None, ALONE),
+        ({"confirm": "none"}, None, ALONE | {"P2 at least once": "no"}),
+        ({"order": "key"}, None, ALONE | {"P4 order": "per key, keys shared out"}),
+        ({"order": "none"}, None, ALONE | {"P4 order": "refused"}),
+        ({"returns": "lease"}, None, ALONE | {"P5 recovery": "when its lease lapses"}),
+        ({"returns": "rebalance"}, None, ALONE | {"P5 recovery": "when its group is dealt anew"}),
+        ({"returns": "none"}, None, ALONE | {"P2 at least once": "no", "P5 recovery": "no"}),
+        ({"settle": "prefix"}, None, ALONE | {"P9 duplicates": "all behind the oldest unsettled"}),
+        ({"settle": "none"}, None, ALONE | {"P9 duplicates": "none"}),
+        ({"retry": math.inf}, None, ALONE | {"delays": "any"}),
+        ({"retry": 0}, None, ALONE | {"delays": "held", "P10 clock": "process clock"}),
+        ({"dead": False}, None, ALONE | {"dead letters": "no"}),
+    ],
+    ids=str,
+)
+def test_promises_of_a_broker(broker: dict[str, Any], store: str | None, differs: dict[str, str]) -> None:
+    """In front of a store every broker is alike, and alone each keeps what it declares."""
+    module = Module("shop", messages=[Paid])
+    events = Flaky(**{"retry": 6553.5, **broker})
+    routed = EventBus(module, name="shop", store=store, transports={"events": events}, routes={Paid: "events"})
+    explained = routed.explain(Paid)
+    place = PLACES.index("broker with store" if store else "broker alone")
+    expected = {promise: kept[place] for promise, kept in PROMISES.items()} | differs
+    assert expected == explained.messages[0].promises
+    assert [f"    {promise}: {kept}" for promise, kept in expected.items()] == str(explained).splitlines()[3:]
+
+
+@pytest.mark.parametrize(("lacks", "why"), [("groups", "no groups"), ("attempts", "counts no attempts")])
+def test_broker_that_takes_no_handlers(lacks: str, why: str) -> None:
+    """Where ``compile()`` would refuse every handler, the promise says so."""
+    assert kept_by(Flaky(**{lacks: False}).capabilities, stored=False)["P11 same semantics"] == f"refused: {why}"
 
 
 def test_promise_table() -> None:

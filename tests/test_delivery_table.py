@@ -4,10 +4,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from eventbus.catalog import PLACES, PROMISES
+from eventbus.catalog import PLACES, PROMISES, kept_by
+from eventbus.transport import connect
 
 ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"(?m)^\| (P\d+ [^|]+) \|(.*)\|$")
+BROKERS = {"Redis": "redis", "RabbitMQ": "amqp", "NATS": "nats", "Kafka": "kafka"}
 
 
 def table(page: str) -> tuple[list[str], dict[str, tuple[str, ...]]]:
@@ -15,7 +17,8 @@ def table(page: str) -> tuple[list[str], dict[str, tuple[str, ...]]]:
     text = (ROOT / page).read_text()
     head = re.search(r"(?m)^\| promise \|(.*)\|$", text)
     assert head is not None
-    return cells(head[1]), {match[1]: tuple(cells(match[2])) for match in ROW.finditer(text)}
+    rows = text[head.end() :].partition("\n\n")[0]
+    return cells(head[1]), {match[1]: tuple(cells(match[2])) for match in ROW.finditer(rows)}
 
 
 def cells(row: str) -> list[str]:
@@ -27,6 +30,26 @@ def test_delivery_page() -> None:
     heads, rows = table("docs/delivery.md")
     assert heads == list(PLACES)
     assert list(rows.items()) == list(PROMISES.items())
+
+
+def test_brokers() -> None:
+    """A store makes the brokers alike; alone they keep what the second table says, which leaves out what is common."""
+    text, common = (ROOT / "docs/delivery.md").read_text(), PLACES.index("broker alone")
+    declared = {name: connect(f"{scheme}://localhost").capabilities for name, scheme in BROKERS.items()}
+    for capabilities in declared.values():
+        stored = kept_by(capabilities, stored=True)
+        assert {promise: stored[promise] for promise in PROMISES} == {
+            promise: kept[PLACES.index("broker with store")] for promise, kept in PROMISES.items()
+        }
+    alone = {name: kept_by(capabilities, stored=False) for name, capabilities in declared.items()}
+    rows = {row: tuple(kept[row] for kept in alone.values()) for row in alone["Redis"]}
+    expected = [
+        f"| {row} | {' | '.join(kept)} |"
+        for row, kept in rows.items()
+        if row not in PROMISES or {*kept} != {PROMISES[row][common]}
+    ]
+    head = f"| alone | {' | '.join(BROKERS)} |\n|---|---|---|---|---|\n"
+    assert text.partition(head)[2].partition("\n\n")[0].splitlines() == expected
 
 
 def test_every_promise_is_spelt_out() -> None:
