@@ -1,5 +1,6 @@
 """The same shop without a broker and on each: a file of data is what differs, and nothing that happens."""
 
+import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -107,3 +108,16 @@ async def test_same_shop(
                 await delivery.ack()
                 unheard.discard(delivery.wire.id)
     assert sources() == code
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq", "nats", "kafka"])
+def test_compose(broker: str) -> None:
+    """In Docker, each broker is one fixed version, on this machine only, where the shop's file looks for it."""
+    services = dict(re.findall(r"(?ms)^  (\w+):\n((?:    .*?\n)+)", (EXAMPLES.parent / "compose.yaml").read_text()))
+    assert set(services) == {"redis", "rabbitmq", "nats", "kafka", "postgres", "mariadb"}
+    for service in services.values():
+        assert re.search(r"image: [\w/]+:\d+\.\d+(\.\d+)?\n", service)
+        assert re.search(r'ports: \["127\.0\.0\.1:(\d+):\1"\]', service)
+    addresses = config.read(EXAMPLES / "shop" / f"{broker}.toml", {}).transports.values()
+    for address in addresses:
+        assert f'"127.0.0.1:{urlsplit(address.value).port}:' in services[broker]
