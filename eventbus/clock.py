@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from random import Random
@@ -11,12 +11,14 @@ from typing import Protocol
 
 import anyio
 
-__all__ = ("Clock", "Ids", "Runtime", "SystemClock", "new_id")
+__all__ = ("Clock", "Ids", "Runtime", "Setback", "SystemClock", "new_id")
 
 CHANCE = 10
 """Random bytes of an id."""
 FETCHED = 64
 """Ids for which chance is fetched at once."""
+STEADY = 1_000
+"""Milliseconds by which a clock may lag behind without having been set back."""
 
 
 class Clock(Protocol):
@@ -57,6 +59,34 @@ class SystemClock:
     def move_on_after(self, seconds: float) -> AbstractContextManager[anyio.CancelScope]:
         """Return a scope that is cancelled after so many seconds."""
         return anyio.move_on_after(seconds)
+
+
+class Setback:
+    """Notice that a store's clock was set back, by this process's monotonic one, and have mended what would freeze."""
+
+    def __init__(self, clock: Clock | None) -> None:
+        self._monotonic = time.monotonic if clock is None else clock.monotonic
+        self._mark: tuple[int, float] | None = None
+        """What the store's clock showed in milliseconds, and this process's own in seconds, at the same moment."""
+
+    async def mend(
+        self, look: Callable[[], Awaitable[tuple[int, int]]], hasten: Callable[[int], Awaitable[int]], batch: int
+    ) -> int:
+        """Have a batch of rows hastened if the clock was set back; return how many.
+
+        ``look`` returns what the store's clock shows, and what somebody saw it show last: the first mark of this
+        process. ``hasten`` takes by how much the clock was set back; the mark stays until it finds less than a batch.
+        """
+        asked = self._monotonic()
+        now, seen = await look()
+        answered = self._monotonic()  # a slow answer must not look like a clock that was set back
+        mark, since = self._mark or (seen, asked)
+        self._mark = mark, since
+        back = mark + round((asked - since) * 1000) - now
+        hastened = await hasten(back) if back > STEADY else 0
+        if hastened < batch:
+            self._mark = now, answered
+        return hastened
 
 
 def new_id() -> str:

@@ -50,11 +50,10 @@ class StoreKeeper:
                 return
 
     async def keep(self) -> None:
-        """Sweep and announce, until cancelled; a store in trouble is tried again at the next round."""
+        """Sweep at once, then sweep and announce until cancelled; a store in trouble is tried at the next round."""
         clock, limits = self._ledger.runtime.clock, self._ledger.limits
         announced = clock.monotonic()
         while True:
-            await clock.sleep(limits.sweep)
             try:
                 await self._sweep()
                 if clock.monotonic() - announced >= ANNOUNCE:
@@ -63,3 +62,4 @@ class StoreKeeper:
             except StoreError as error:
                 self._ledger.heard(troubled=True)
                 log.warning("sweeping the store: %s", error)
+            await clock.sleep(limits.sweep)

@@ -262,7 +262,11 @@ class Store(Protocol):
         ...
 
     async def sweep(self, *, retention: float, lease: float, batch: int) -> int:
-        """Prune what is older than ``retention`` and free leases beyond ``lease`` from a clock that jumped."""
+        """Prune what is older than ``retention``, and mend what a clock that jumped has done; return how many rows.
+
+        Leases that end later than two from now are freed. When the clock was set back, what was due before, or within
+        a lease of it, is due now (``eventbus.clock.Setback`` notices).
+        """
         ...
 
     async def backlog(self) -> Sequence[Backlog]:

@@ -1,4 +1,4 @@
-"""Ids: unique, ordered by time, and never made twice by two processes."""
+"""Ids: unique, ordered by time, and never made twice by two processes; and clocks that were set back."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,8 @@ from uuid import RFC_4122, UUID
 import pytest
 
 from eventbus import EventBus
-from eventbus.clock import FETCHED, Ids, new_id
+from eventbus.clock import FETCHED, Ids, Setback, new_id
+from eventbus.testing.store_exam import HandClock
 
 
 @pytest.mark.parametrize("make", [new_id, Ids()], ids=["one by one", "fetched"])
@@ -55,3 +56,54 @@ async def test_ids_fetched_before_a_fork_are_forgotten(monkeypatch: pytest.Monke
     async with bus.running():
         made = tails(make)
     assert all(tail not in stock for tail in made)
+
+
+class Mending:
+    """Be a store whose clock is a hand clock, and note by how much its rows are hastened."""
+
+    def __init__(self, *, seen: int = 0, slow: float = 0.0) -> None:
+        self.clock = HandClock(1_000.0)
+        self.backs: list[int] = []
+        self.seen = seen
+        self.slow = slow
+        self.setback = Setback(self.clock)
+
+    async def look(self) -> tuple[int, int]:
+        now = round(self.clock.now() * 1000)
+        self.clock.advance(self.slow)
+        return now, self.seen
+
+    async def hasten(self, back: int) -> int:
+        self.backs.append(back)
+        return 2 if len(self.backs) < 3 else 1
+
+    async def mend(self) -> int:
+        """Sweep with batches of two."""
+        return await self.setback.mend(self.look, self.hasten, 2)
+
+
+async def test_clock_set_back_is_noticed_until_less_than_a_batch_is_found() -> None:
+    """Rows are hastened by what the clock was set back, batch after batch, and once."""
+    store = Mending()
+    await store.mend()
+    store.clock.advance(5.0)
+    store.clock.jump(-3600.0)
+    assert [2, 2, 1, 0] == [await store.mend() for _ in range(4)]
+    assert store.backs == [3_600_000] * 3
+
+
+async def test_clock_that_goes_on_or_jumps_ahead_is_left_alone() -> None:
+    """Neither a clock that lags by a second, nor one set forward, nor a slow answer is one that was set back."""
+    store = Mending(slow=30.0)
+    for seconds in (0.0, -1.0, 3600.0, -0.5):
+        store.clock.jump(seconds)
+        store.clock.advance(5.0)
+        assert await store.mend() == 0
+    assert store.backs == []
+
+
+async def test_first_mark_is_when_somebody_was_seen() -> None:
+    """What was set back before this process began shows in what others have written, once."""
+    store = Mending(seen=1_060_000)
+    assert [2, 2, 1, 0] == [await store.mend() for _ in range(4)]
+    assert store.backs == [60_000] * 3

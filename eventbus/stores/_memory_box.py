@@ -3,12 +3,13 @@
 import heapq
 import math
 from bisect import insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from eventbus.store import DeadEntry, Entry, NewEntry
+from eventbus.store import DeadEntry, DeadFilter, Entry, NewEntry
 
-__all__ = ("Box", "Row", "place")
+__all__ = ("Box", "Row", "choose")
 
 
 @dataclass(slots=True, eq=False)
@@ -46,10 +47,28 @@ class Row:
         return DeadEntry(self.id, *who, self.failures, self.error or "", died, new.body)
 
 
-def place(id: str) -> tuple[float, float]:
+def _place(id: str) -> tuple[float, float]:
     """Return where among the dead an id is; behind them all for the id of something else."""
     died, _, seq = id.partition("-")
     return (int(died), int(seq)) if died.isdecimal() and seq.isdecimal() else (math.inf, 0)
+
+
+def choose(dead: Iterable[Row], chosen: DeadFilter) -> list[Row]:
+    """Return the chosen among the dead, those first that died first."""
+    since = -math.inf if chosen.since is None else round(chosen.since.timestamp() * 1000)
+    ids = None if chosen.ids is None else set(chosen.ids)
+    after = (-math.inf, 0) if chosen.after is None else _place(chosen.after)
+    found = [
+        row
+        for row in sorted(dead, key=lambda row: (row.due, row.seq))
+        if chosen.message in (None, row.new.type)
+        and chosen.handler in (None, row.recipient)
+        and row.due >= since
+        and (chosen.error is None or chosen.error in (row.error or ""))
+        and (ids is None or row.id in ids)
+        and (row.due, row.seq) > after
+    ]
+    return found[: chosen.limit]
 
 
 class Box:

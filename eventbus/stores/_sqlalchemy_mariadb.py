@@ -9,11 +9,9 @@ from sqlalchemy import Connection
 from eventbus.store import Claimed, Interest, NewEntry, Recipient, Settlement
 from eventbus.stores._sqlalchemy_lanes import Seen, go_round
 from eventbus.stores._sqlalchemy_rows import (
-    AHEAD,
     CLAIMED,
     DAY,
     HEADS,
-    OLD,
     SCAN,
     SETTLED,
     Rows,
@@ -83,7 +81,7 @@ SETTLE = TOLD + SETTLED
 EXTEND = TOLD + "e.due_at = {now} + v.wait"
 ANNOUNCE = "INSERT INTO eventbus_subscription (name, type, ordered, last_seen) VALUES "
 INTEREST = "(:name{n}, :type{n}, :ordered{n}, {{now}})"
-SEEN_AGAIN = " ON DUPLICATE KEY UPDATE ordered = VALUES(ordered), last_seen = VALUES(last_seen)"
+SEEN_AGAIN = " ON DUPLICATE KEY UPDATE ordered = VALUES(ordered), last_seen = GREATEST(last_seen, VALUES(last_seen))"
 NAMES = "SELECT DISTINCT recipient FROM eventbus_entry FORCE INDEX (eventbus_entry_ready) WHERE state = :state"
 
 
@@ -207,20 +205,12 @@ class MariaDBRows(Rows):
 
     # there is an index by state, recipient, lane and time only: across recipients every row would be sorted
 
-    def old(self, connection: Connection, age: int, limit: int) -> list[int]:
-        """Return rows that have been over for longer than ``age`` milliseconds."""
-        return self._each(connection, OLD.replace("WHERE", "WHERE lane IS NULL AND"), (1, 3), limit, age=age)
-
-    def ahead(self, connection: Connection, lease: int, limit: int) -> list[int]:
-        """Return leased rows that are due in more than ``lease`` milliseconds."""
-        return self._each(connection, AHEAD, (0,), limit, lease=lease)
-
-    def _each(
-        self, connection: Connection, template: str, states: Sequence[int], limit: int, **values: int
-    ) -> list[int]:
+    def some(self, connection: Connection, template: str, limit: int, **values: Any) -> list[int]:
+        """Return rows that a statement finds across all recipients, but for those that somebody has locked."""
+        over = "state IN (1, 3)"
         found: list[int] = []
-        for state in states:
-            sql = template.replace("state IN (1, 3)", "state = :state").replace(
+        for state in (1, 3) if over in template else (0,):
+            sql = template.replace(over, "lane IS NULL AND state = :state").replace(
                 "WHERE ", "FORCE INDEX (eventbus_entry_ready) WHERE recipient = :name AND "
             )
             for name in self.run(connection, NAMES, state=state).scalars().all():

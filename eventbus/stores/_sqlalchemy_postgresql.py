@@ -77,7 +77,8 @@ EXTEND = f"{TOLD} UPDATE eventbus_entry e SET due_at = {{now}} + v.wait FROM v W
 ANNOUNCE = """INSERT INTO eventbus_subscription (name, type, ordered, last_seen)
     SELECT name, type, ordered, {now} FROM unnest(:a_name, :a_type, :a_ordered) AS i(name, type, ordered)
     ORDER BY name, type
-    ON CONFLICT (name, type) DO UPDATE SET ordered = excluded.ordered, last_seen = excluded.last_seen"""
+    ON CONFLICT (name, type) DO UPDATE SET ordered = excluded.ordered,
+        last_seen = GREATEST(eventbus_subscription.last_seen, excluded.last_seen)"""
 FIRST_HEADS = """WITH RECURSIVE h(lane, state, due_at, i) AS (
     (SELECT lane, state, due_at, 1 FROM eventbus_entry WHERE recipient = :name AND lane > '' ORDER BY lane, seq LIMIT 1)
     UNION ALL SELECT x.lane, x.state, x.due_at, h.i + 1 FROM h CROSS JOIN LATERAL (

@@ -72,12 +72,6 @@ DROP = """UPDATE eventbus_entry SET state = 3, due_at = {now}, lane = NULL, body
     WHERE seq IN :seqs AND recipient = :name"""
 ORPHAN = """UPDATE eventbus_entry SET state = 2, due_at = {now}, heard = claims + 1, claims = claims + 1, lane = NULL,
     owner = NULL, error = 'no handler' WHERE seq IN :seqs AND state = 0"""
-OLD = "SELECT seq FROM eventbus_entry WHERE state IN (1, 3) AND due_at < {now} - :age ORDER BY due_at LIMIT :limit"
-PRUNE = "DELETE FROM eventbus_entry WHERE seq IN :seqs AND state IN (1, 3)"
-AHEAD = """SELECT seq FROM eventbus_entry
-    WHERE state = 0 AND owner IS NOT NULL AND due_at > {now} + :lease LIMIT :limit"""
-CLAMP = """UPDATE eventbus_entry SET due_at = {now}
-    WHERE seq IN :seqs AND state = 0 AND owner IS NOT NULL AND due_at > {now} + :lease"""
 FIRST = "SELECT MIN(due_at) - {now} FROM eventbus_entry WHERE state = 0 AND recipient = :name AND lane IS NULL"
 FIRST_LANED = (
     "SELECT MIN(due_at) - {now} FROM eventbus_entry WHERE state = 0 AND recipient = :name AND lane IS NOT NULL"
@@ -94,7 +88,7 @@ DISCARD = """UPDATE eventbus_entry SET state = 3, due_at = {now}, lane = NULL, b
     WHERE seq IN :seqs AND state = 2"""
 
 
-WIDE = ("now", "seq", "n", "of", "lease", "age", "day", "wait", "since", "died", "after")
+WIDE = ("now", "seq", "n", "of", "lease", "age", "ahead", "day", "wait", "since", "died", "after")
 NARROW = ("claims", "state", "subscribers", "limit", "scan", "ceiling", "ordered")
 TYPES: dict[str, TypeEngine[Any]] = {
     **dict.fromkeys(WIDE, BigInteger()),
@@ -241,24 +235,9 @@ class Rows(ABC):
         self.run(connection, LEAVE, name=name)
         self._looked = float("-inf")
 
-    def sweep(self, connection: Connection, *, retention: float, lease: float, batch: int) -> int:
-        """Prune what is over, and free leases from a clock that jumped; never wait for a row that is locked."""
-        swept = 0
-        old = self.old(connection, round(retention * 1000), batch)
-        if old:
-            swept += self.run(connection, PRUNE, seqs=sorted(old)).rowcount
-        ahead = self.ahead(connection, round(lease * 2000), batch)
-        if ahead:
-            swept += self.run(connection, CLAMP, lease=round(lease * 2000), seqs=sorted(ahead)).rowcount
-        return swept
-
-    def old(self, connection: Connection, age: int, limit: int) -> list[int]:
-        """Return rows that have been over for longer than ``age`` milliseconds."""
-        return self.seqs(connection, OLD + self.skip_sql, age=age, limit=limit)
-
-    def ahead(self, connection: Connection, lease: int, limit: int) -> list[int]:
-        """Return leased rows that are due in more than ``lease`` milliseconds."""
-        return self.seqs(connection, AHEAD + self.skip_sql, lease=lease, limit=limit)
+    def some(self, connection: Connection, template: str, limit: int, **values: Any) -> list[int]:
+        """Return rows that a statement finds across all recipients, but for those that somebody has locked."""
+        return self.seqs(connection, template + self.skip_sql, limit=limit, **values)
 
     def due(self, connection: Connection, recipients: Iterable[str]) -> dict[str, float]:
         """Return for each recipient with waiting entries the seconds until its first can be claimed."""

@@ -56,7 +56,7 @@ EXTEND = f"UPDATE eventbus_entry AS e SET due_at = {{now}} + v.wait {TOLD}"
 ANNOUNCE = """INSERT INTO eventbus_subscription (name, type, ordered, last_seen)
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), {now}
     FROM json_each(:told) WHERE true
-    ON CONFLICT (name, type) DO UPDATE SET ordered = excluded.ordered, last_seen = excluded.last_seen"""
+    ON CONFLICT (name, type) DO UPDATE SET ordered = excluded.ordered, last_seen = max(last_seen, excluded.last_seen)"""
 
 
 class SQLiteRows(Rows):

@@ -59,7 +59,7 @@ DEAD = f"""UPDATE eventbus_entry SET state = 2, due_at = ?, failures = failures 
     heard = claims, lane = CASE WHEN ? THEN lane END {HELD}"""
 
 ANNOUNCE = """INSERT INTO eventbus_subscription (name, type, ordered, last_seen) VALUES (?, ?, ?, ?)
-    ON CONFLICT (name, type) DO UPDATE SET ordered = excluded.ordered, last_seen = excluded.last_seen"""
+    ON CONFLICT (name, type) DO UPDATE SET ordered = excluded.ordered, last_seen = max(last_seen, excluded.last_seen)"""
 ORPHAN = """UPDATE eventbus_entry SET state = 2, due_at = ?, claims = claims + 1, heard = claims + 1, lane = NULL,
     owner = NULL, error = 'no handler' WHERE seq = ? AND state = 0"""
 WAITING = (
@@ -68,11 +68,6 @@ WAITING = (
 )
 DROP = "UPDATE eventbus_entry SET state = 3, due_at = ?, lane = NULL, body = NULL, owner = NULL WHERE seq = ?"
 BURIED = "SELECT seq FROM eventbus_entry WHERE recipient = ? AND state = 2 LIMIT ?"
-
-PRUNE = """DELETE FROM eventbus_entry WHERE seq IN (SELECT seq FROM eventbus_entry
-    WHERE state IN (1, 3) AND due_at < ? ORDER BY due_at LIMIT ?)"""
-CLAMP = """UPDATE eventbus_entry SET due_at = ? WHERE seq IN (SELECT seq FROM eventbus_entry
-    WHERE state = 0 AND owner IS NOT NULL AND due_at > ? LIMIT ?)"""
 
 COUNTS = (
     "SELECT recipient, count(*), min(due_at) FROM eventbus_entry WHERE state = 0 AND lane IS NULL GROUP BY recipient",
@@ -275,11 +270,6 @@ class Rows:
         for query in queries:
             seqs += (seq for (seq,) in self.connection.execute(query, (name, batch - len(seqs))))
         return seqs
-
-    def sweep(self, now: int, *, retention: float, lease: float, batch: int) -> int:
-        """Prune what is over, and free leases from a clock that jumped; return how many rows."""
-        pruned = self.connection.execute(PRUNE, (now - round(retention * 1000), batch)).rowcount
-        return pruned + self.connection.execute(CLAMP, (now, now + round(lease * 2000), batch)).rowcount
 
     def due(self, now: int, recipients: Iterable[str]) -> dict[str, float]:
         """Return for each recipient with waiting entries the seconds until its first is due."""

@@ -1,7 +1,6 @@
 """Keep entries in this process's memory: for tests and first steps, with the semantics of every other store."""
 
 import heapq
-import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -12,11 +11,11 @@ from urllib.parse import urlsplit
 import anyio
 from anyio.lowlevel import checkpoint
 
-from eventbus.clock import Clock
+from eventbus.clock import Clock, Setback
 from eventbus.errors import StoreError, StoreFullError, TransactionClosedError
 from eventbus.limits import Limits
 from eventbus.store import Backlog, Claimed, DeadEntry, DeadFilter, Interest, NewEntry, Recipient, Settlement
-from eventbus.stores._memory_box import Box, Row, place
+from eventbus.stores._memory_box import Box, Row, choose
 
 __all__ = ("MemorySession", "MemoryStore")
 
@@ -119,6 +118,7 @@ class MemoryStore:
         self._limits = limits
         self._capacity = capacity
         self._clock: Clock | None = None
+        self._setback = Setback(None)
         self._seq = 0
         self._rows: dict[int, Row] = {}
         self._once: dict[tuple[str, str], Row] = {}
@@ -138,7 +138,7 @@ class MemoryStore:
 
     def bind(self, clock: Clock | None) -> None:
         """Take times from ``clock`` instead of this machine; None goes back."""
-        self._clock = clock
+        self._clock, self._setback = clock, Setback(clock)
 
     async def __aenter__(self) -> Self:
         """Open; what was kept before is still there."""
@@ -275,7 +275,7 @@ class MemoryStore:
         await checkpoint()
         for one in interests:
             self._interests.setdefault(one.type, {})[one.name] = Recipient(one.name, one.ordered)
-            self._seen[one.name] = self._now()
+            self._seen[one.name] = max(self._now(), self._seen.get(one.name, 0))
         for old, new in aliases:
             if old != new:
                 self._leave(old)
@@ -321,7 +321,7 @@ class MemoryStore:
         return {name: (row.due - self._now()) / 1000 for name, row in firsts.items() if row is not None}
 
     async def sweep(self, *, retention: float, lease: float, batch: int) -> int:
-        """Prune what is older than ``retention`` and free leases beyond ``lease`` from a clock that jumped."""
+        """Prune what is older than ``retention``, and mend what a clock that jumped has done."""
         await checkpoint()
         now, swept = self._now(), 0
         while swept < batch and self._over and self._over[0][0] < now - round(retention * 1000):
@@ -332,7 +332,24 @@ class MemoryStore:
                 row.due = now
                 self._box(row.recipient).put(row)
                 swept += 1
-        return swept
+
+        async def look() -> tuple[int, int]:
+            return self._now(), max(self._seen.values(), default=0)
+
+        async def hasten(back: int) -> int:
+            return self._hasten(now, now + back + round(lease * 1000), batch)
+
+        return swept + await self._setback.mend(look, hasten, batch)
+
+    def _hasten(self, now: int, until: int, batch: int) -> int:
+        waiting = (row for box in self._boxes.values() for row in box.rows.values() if row.owner is None)
+        found = [row for row in waiting if now < row.due <= until][:batch]
+        for row in found:
+            row.due = now
+            self._box(row.recipient).put(row)
+        if len(found) < batch:
+            self._seen = {name: min(seen, now) for name, seen in self._seen.items()}
+        return len(found)
 
     async def backlog(self) -> Sequence[Backlog]:
         """Count what waits, leased entries included, and what is dead, per recipient."""
@@ -349,12 +366,12 @@ class MemoryStore:
     async def dead(self, chosen: DeadFilter) -> Sequence[DeadEntry]:
         """Return chosen dead entries, those first that died first."""
         await checkpoint()
-        return [row.as_dead() for row in self._choose(chosen)]
+        return [row.as_dead() for row in choose(self._dead.values(), chosen)]
 
     async def replay(self, chosen: DeadFilter) -> Mapping[str, int]:
         """Make chosen dead entries due now, failures forgotten; return how many per recipient."""
         await checkpoint()
-        rows = self._choose(chosen)
+        rows = choose(self._dead.values(), chosen)
         for row in rows:
             del self._dead[row.seq]
             row.state, row.due, row.failures, row.error = "ready", self._now(), 0, None
@@ -365,28 +382,11 @@ class MemoryStore:
     async def discard(self, chosen: DeadFilter) -> int:
         """Forget chosen dead entries but for their ids; return how many."""
         await checkpoint()
-        rows = self._choose(chosen)
+        rows = choose(self._dead.values(), chosen)
         for row in rows:
             del self._dead[row.seq]
             self._end(row, "discarded")
         return len(rows)
-
-    def _choose(self, chosen: DeadFilter) -> list[Row]:
-        since = -math.inf if chosen.since is None else round(chosen.since.timestamp() * 1000)
-        ids = None if chosen.ids is None else set(chosen.ids)
-        after = (-math.inf, 0) if chosen.after is None else place(chosen.after)
-        rows = sorted(self._dead.values(), key=lambda row: (row.due, row.seq))
-        found = [
-            row
-            for row in rows
-            if chosen.message in (None, row.new.type)
-            and chosen.handler in (None, row.recipient)
-            and row.due >= since
-            and (chosen.error is None or chosen.error in (row.error or ""))
-            and (ids is None or row.id in ids)
-            and (row.due, row.seq) > after
-        ]
-        return found[: chosen.limit]
 
     async def listen(self, wake: Callable[[], None]) -> None:
         """Wait until cancelled: no other process writes here."""

@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("eventbus.stores.sqlalchemy", "sqlalchemy") from error
 
-from eventbus.clock import Clock
+from eventbus.clock import Clock, Setback
 from eventbus.limits import Limits
 from eventbus.store import (
     Backlog,
@@ -43,6 +43,7 @@ from eventbus.stores._sqlalchemy_postgresql import PostgreSQLRows
 from eventbus.stores._sqlalchemy_rows import BATCH, Rows
 from eventbus.stores._sqlalchemy_schema import ENTRY, ddl, metadata, prepare
 from eventbus.stores._sqlalchemy_sqlite import SQLiteRows, really_begin
+from eventbus.stores._sqlalchemy_sweeping import hasten, look, sweep
 from eventbus.stores._sqlalchemy_threads import ThreadLink
 from eventbus.stores._sqlalchemy_unit import JoinedUnit, OwnUnit
 
@@ -100,6 +101,7 @@ class SQLAlchemyStore:
         self._rows = _rows(self._engine, limits, notify=listen)
         self._where = self._engine.url.render_as_string(hide_password=True)
         self._gathering = Gathering(self._link, self._rows.add) if "add" in self._rows.single else None
+        self._setback = Setback(None)
         self._open = False
 
     @classmethod
@@ -150,7 +152,7 @@ class SQLAlchemyStore:
 
     def bind(self, clock: Clock | None) -> None:
         """Take times from ``clock`` instead of the database; None goes back."""
-        self._rows.clock = clock
+        self._rows.clock, self._setback = clock, Setback(clock)
 
     async def __aenter__(self) -> Self:
         """Open: look at the database and its tables. Raises ``StoreError``."""
@@ -258,8 +260,13 @@ class SQLAlchemyStore:
         return await self._read(partial(self._rows.due, recipients=tuple(recipients)))
 
     async def sweep(self, *, retention: float, lease: float, batch: int) -> int:
-        """Prune what is older than ``retention`` and free leases beyond ``lease`` from a clock that jumped."""
-        return await self._write(partial(self._rows.sweep, retention=retention, lease=lease, batch=batch))
+        """Prune what is older than ``retention``, and mend what a clock that jumped has done."""
+        swept = await self._write(partial(sweep, self._rows, retention=retention, lease=lease, batch=batch))
+
+        async def mend(back: int) -> int:
+            return await self._write(partial(hasten, self._rows, ahead=back + round(lease * 1000), batch=batch))
+
+        return swept + await self._setback.mend(lambda: self._read(partial(look, self._rows)), mend, batch)
 
     async def backlog(self) -> Sequence[Backlog]:
         """Count what waits and what is dead, per recipient."""

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import anyio
 
-from eventbus.clock import Clock
+from eventbus.clock import Clock, Setback
 from eventbus.errors import StoreError
 from eventbus.limits import Limits
 from eventbus.store import (
@@ -27,6 +27,7 @@ from eventbus.store import (
 from eventbus.stores._sqlite_file import File
 from eventbus.stores._sqlite_line import Job, Line, Verb
 from eventbus.stores._sqlite_rows import Rows
+from eventbus.stores._sqlite_sweeping import hasten, look, sweep
 from eventbus.stores._sqlite_unit import SQLiteSession, SQLiteUnit
 
 __all__ = ("SQLiteSession", "SQLiteStore")
@@ -77,6 +78,7 @@ class SQLiteStore:
         self._synchronous = synchronous
         self._limits = limits
         self._clock: Clock | None = None
+        self._setback = Setback(None)
         self._lines: tuple[Line, Line] | None = None
 
     @classmethod
@@ -112,7 +114,7 @@ class SQLiteStore:
 
     def bind(self, clock: Clock | None) -> None:
         """Take times from ``clock`` instead of this machine; None goes back."""
-        self._clock = clock
+        self._clock, self._setback = clock, Setback(clock)
 
     async def __aenter__(self) -> Self:
         """Open the file. Raises ``StoreError``."""
@@ -190,8 +192,13 @@ class SQLiteStore:
         return await self._read(partial(Rows.due, recipients=tuple(recipients)))
 
     async def sweep(self, *, retention: float, lease: float, batch: int) -> int:
-        """Prune what is older than ``retention`` and free leases beyond ``lease`` from a clock that jumped."""
-        return await self._write(partial(Rows.sweep, retention=retention, lease=lease, batch=batch))
+        """Prune what is older than ``retention``, and mend what a clock that jumped has done."""
+        swept = await self._write(partial(sweep, retention=retention, lease=lease, batch=batch))
+
+        async def mend(back: int) -> int:
+            return await self._write(partial(hasten, ahead=back + round(lease * 1000), batch=batch))
+
+        return swept + await self._setback.mend(lambda: self._read(look), mend, batch)
 
     async def backlog(self) -> Sequence[Backlog]:
         """Count what waits and what is dead, per recipient."""

@@ -150,6 +150,46 @@ async def after_a_clock_that_jumped(desk: Desk) -> None:
     require(await desk.settle(held), "a good lease was taken away")
 
 
+async def after_a_clock_set_back(desk: Desk) -> None:
+    """Give out what was due, or soon, before the clock was set back; what is delayed waits longer by as much."""
+    await desk.publish("retried")
+    await desk.settle(await desk.one(), "again", after=LEASE / 2)
+    await desk.publish("m", "n")
+    await desk.publish("o", type="o", key="k")
+    await desk.publish("o2", type="o", key="k")
+    await desk.publish("delayed", delay=50 * LEASE)
+    await desk.store.sweep(retention=DAY, lease=LEASE, batch=2)
+    desk.clock.advance(5.0)
+    desk.clock.jump(-3600.0)
+    equal(await desk.ids(), [], "due before the sweep")
+    swept = [await desk.store.sweep(retention=DAY, lease=LEASE, batch=2) for _ in range(4)]
+    equal(sorted(await desk.ids()), ["m", "n", "retried"], "due after it")
+    equal(await desk.ids(O), ["o"], "head of its lane")
+    equal(swept, [2, 2, 1, 0], "swept in batches")
+    desk.clock.advance(5.0)
+    await desk.publish("later", delay=5.0)
+    await desk.store.sweep(retention=DAY, lease=LEASE, batch=2)
+    equal(await desk.ids(), [], "due after it was mended")
+    desk.clock.advance(5.0)
+    equal(await desk.ids(), ["later"], "due in its time")
+
+
+async def after_a_clock_set_back_unseen(desk: Desk) -> None:
+    """Notice when it opens that the clock was set back, once: by when somebody was announced last."""
+    await desk.publish("m")
+    await desk.store.__aexit__(None, None, None)
+    desk.clock.jump(-3600.0)
+    desk.store.bind(desk.clock)
+    await desk.store.__aenter__()
+    await desk.store.announce([Interest(H.name, "t")])
+    await desk.store.sweep(retention=DAY, lease=LEASE, batch=10)
+    equal(await desk.ids(), ["m"], "due after a sweep")
+    await desk.publish("later", delay=5.0)
+    desk.store.bind(desk.clock)
+    await desk.store.sweep(retention=DAY, lease=LEASE, batch=10)
+    equal(await desk.ids(), [], "due after another has opened it")
+
+
 async def backlog(desk: Desk) -> None:
     """Count per recipient what waits and what is dead, how old it is and who was announced."""
     await desk.kill("dead")
@@ -263,6 +303,8 @@ CHECKS: tuple[Check, ...] = checks(
     by_two_operators,
     pruned,
     after_a_clock_that_jumped,
+    after_a_clock_set_back,
+    after_a_clock_set_back_unseen,
     backlog,
     renamed,
     renamed_in_order,

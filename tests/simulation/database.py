@@ -283,6 +283,7 @@ class Port:
         async def effect() -> int:
             swept = await self.box.sweep(retention=retention, lease=lease, batch=batch)
             self.world.oracle.swept(retention)
+            self.world.ahead = False
             return swept
 
         return await self.call("sweep", effect)

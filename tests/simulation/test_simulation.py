@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from eventbus.claims import Claims
+from eventbus.clock import Setback
 from eventbus.store import Recipient
 from eventbus.stores._memory_box import Box
 from eventbus.stores.memory import MemoryStore
@@ -105,6 +106,16 @@ def test_oracle_sees_a_lease_that_never_ends(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(MemoryStore, "claim", for_ever)
     monkeypatch.setattr(MemoryStore, "sweep", sweep)
     assert "invariant 2" in found(faults=("crash",), pause=0.5, length=5.0, requests=5)
+
+
+def test_oracle_sees_what_a_clock_set_back_freezes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that does not notice that its clock was set back never comes to its end."""
+
+    async def mend(setback: Setback, *_: object) -> int:
+        return 0
+
+    monkeypatch.setattr(Setback, "mend", mend)
+    assert "invariant 2" in found(faults=("back",), pause=0.5, length=5.0, requests=5)
 
 
 def test_oracle_sees_a_worker_that_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,8 @@ class World:
         self.log: list[str] = []
         self.steps = 0
         self.store_skew = 0.0
+        self.ahead = False
+        """Whether the clock was set forward, and nobody has swept since, so that none knows what it showed."""
         self.troubled = 0.0
         """When something last went wrong that excuses a delay."""
         self.faulty = True
@@ -217,5 +219,6 @@ class World:
     def jump(self, seconds: float) -> None:
         """Set the store's clock forward, or back."""
         self.store_skew += seconds
+        self.ahead = self.ahead or seconds > 0
         self.trouble()
         self.oracle.jumped(seconds)
