@@ -14,7 +14,7 @@ from eventbus.limits import Limits
 from eventbus.retry import Retry
 from eventbus.transport import Lost, PublishError, Subscription, Transport, TransportError, Wire
 
-__all__ = ("Backoff", "Link", "Progress")
+__all__ = ("Backoff", "Link", "Outage", "Progress")
 
 log = logging.getLogger("eventbus")
 
@@ -28,8 +28,6 @@ class Backoff:
     def __init__(self, runtime: Runtime) -> None:
         self.failures = 0
         """Openings in a row that failed or did not last."""
-        self.until = float("-inf")
-        """The end of the last pause, by the clock's monotonic time."""
         self._runtime = runtime
         self._opened: float | None = None
 
@@ -46,9 +44,7 @@ class Backoff:
 
     def pause(self) -> float:
         """Return the seconds to wait before the next attempt."""
-        wait = PAUSES.wait(max(self.failures, 1), self._runtime.random)
-        self.until = self._runtime.clock.monotonic() + wait
-        return wait
+        return PAUSES.wait(max(self.failures, 1), self._runtime.random)
 
 
 class Progress(NamedTuple):
@@ -60,6 +56,31 @@ class Progress(NamedTuple):
     """When it got the last one."""
     paused: bool
     """Whether it asks for nothing, or gets rid of nothing."""
+
+
+class Outage:
+    """Say when to try again what many do at once, so that a short outage costs a short wait, however many meet it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._failures = 0
+        self._until = 0.0
+
+    def failed(self) -> float:
+        """Return the seconds to wait after a failure; what fails before they are over waits for the same moment."""
+        now = self._runtime.clock.monotonic()
+        if not self._failures or now >= self._until:
+            self._failures += 1
+            self._until = now + PAUSES.wait(self._failures, self._runtime.random)
+        return self._until - now
+
+    def lasts(self, grace: float) -> bool:
+        """Tell whether the last wait is not over, nor the seconds of grace after it."""
+        return self._failures > 0 and self._runtime.clock.monotonic() < self._until + grace
+
+    def over(self) -> None:
+        """Note that something went well."""
+        self._failures = 0
 
 
 class Link:

@@ -14,12 +14,12 @@ from typing import Protocol, runtime_checkable
 from eventbus.claims import ClaimedDelivery, Claims
 from eventbus.clock import Runtime
 from eventbus.cloudevents import structured
-from eventbus.delivery import UNKNOWN_AGAIN, Consumer, Done, Gone, Postponed, Verdict, settle
+from eventbus.delivery import Consumer, Done, Gone, Postponed, Verdict, settle
 from eventbus.entries import outward, unwrap, wrap
 from eventbus.errors import DecodeError, Lost, PublishError, StoreError
 from eventbus.invoker import Invoker
 from eventbus.ledger import Ledger
-from eventbus.link import Backoff, Link, Progress
+from eventbus.link import Link, Outage, Progress
 from eventbus.registry import MEMORY, STORE, Known, Registry, Subject
 from eventbus.retry import Dead, Retry, decide
 from eventbus.store import NewEntry, Recipient
@@ -133,7 +133,7 @@ class Sources:
             subscribe=partial(
                 link.subscribe, topic, group=owner, prefetch=2 * slots, lease=self._limits.lease, ordered=ordered
             ),
-            attend=partial(self._take_in, subject),
+            attend=partial(self._take_in, subject, Outage(self._runtime)),
             settle=settle,
             slots=slots,
             ordered=ordered,
@@ -159,14 +159,13 @@ class Sources:
         slots = self._limits.concurrency
         claims = Claims(ledger, Recipient(outward(self._registry.owner, link.name), ordered=True), slots)
         self.claims[claims.recipient.name] = claims
-        backoff = Backoff(self._runtime)
+        outage = Outage(self._runtime)
 
         def progress() -> Progress:
             # What waits for the end of a pause may be another process's by then.
-            paused = backoff.failures > 0 and self._runtime.clock.monotonic() < backoff.until + self._limits.sweep
-            return claims.progress()._replace(paused=paused)
+            return claims.progress()._replace(paused=outage.lasts(self._limits.sweep))
 
-        return replace(self._claimed(claims, slots, partial(self._send_out, link, backoff)), progress=progress)
+        return replace(self._claimed(claims, slots, partial(self._send_out, link, outage)), progress=progress)
 
     def _claimed(self, claims: Claims, slots: int, attend: Callable[[Delivery], Awaitable[Verdict]]) -> Source:
         return Source(
@@ -204,7 +203,7 @@ class Sources:
             return Gone()
         return await consumer.attend(claimed, claimed if transactional else None)
 
-    async def _take_in(self, subject: Subject, delivery: Delivery) -> Verdict:
+    async def _take_in(self, subject: Subject, outage: Outage, delivery: Delivery) -> Verdict:
         store = self._registry.wiring.store
         if store is None:
             raise TypeError("ingesting needs a store")
@@ -228,12 +227,13 @@ class Sources:
             touched = await store.add([entry])
         except StoreError as error:
             log.warning("ingesting %s: %s", envelope.name, error)
-            return Postponed(UNKNOWN_AGAIN)
+            return Postponed(outage.failed())
+        outage.over()
         for name in touched & self.claims.keys():
             self.claims[name].wake()
         return Done()
 
-    async def _send_out(self, link: Link, backoff: Backoff, delivery: Delivery) -> Verdict:
+    async def _send_out(self, link: Link, outage: Outage, delivery: Delivery) -> Verdict:
         try:
             envelope, _ = unwrap(delivery.wire, self._registry.wiring.limits, self._runtime.clock)
         except DecodeError as error:
@@ -243,10 +243,9 @@ class Sources:
         except (Lost, PublishError) as error:
             failure = error.failed[0] if isinstance(error, PublishError) else error
             if isinstance(failure, Lost):
-                backoff.failed()
-                return Postponed(backoff.pause())
+                return Postponed(outage.failed())
             return decide(Retry(), delivery.attempt, failure, self._runtime.random, self._limits.error)
-        backoff.failures = 0
+        outage.over()
         return Done()
 
 

@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from eventbus import Limits, Lost, PublishError, Refused, TransportError
 from eventbus.clock import Runtime
-from eventbus.link import PAUSES, Backoff, Link
+from eventbus.link import PAUSES, Backoff, Link, Outage
 from eventbus.testing.clock import VirtualClock
 from eventbus.transport import Wire
 from tests.doubles import Flaky, at, raised
@@ -413,6 +413,24 @@ def test_link_serves_one_event_loop_after_another() -> None:
     for backend in ("asyncio", "trio", "asyncio"):
         anyio.run(main, backend=backend)
     assert transport.open == 0
+
+
+def test_outage_alone() -> None:
+    """Whoever fails at once waits for the same moment and counts once; what goes well forgets it."""
+    clock = VirtualClock()
+    outage = Outage(Runtime(clock, random=Random(0)))
+    waits = list[float]()
+    for _ in range(9):
+        wait = outage.failed()
+        assert wait == outage.failed() > 0
+        clock.jump(clock.monotonic() + wait / 2)
+        assert wait / 2 == pytest.approx(outage.failed())
+        clock.jump(clock.monotonic() + wait / 2)
+        waits.append(wait)
+    assert 0.05 <= waits[0] <= 0.1
+    assert 5.0 <= waits[-1] <= 10.0
+    outage.over()
+    assert 0.05 <= outage.failed() <= 0.1
 
 
 def test_backoff_alone() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import anyio.lowlevel
 import pytest
 
 from eventbus import Context, Event, EventBus, Limits, Module, Reject, Retry, RetryLater, StoreError, Transaction
+from eventbus.store import NewEntry
 from eventbus.stores._sqlite_unit import SQLiteUnit
+from eventbus.stores.memory import MemoryStore
 from eventbus.stores.sqlite import SQLiteSession, SQLiteStore
 from eventbus.testing.harness import harness
 
@@ -373,6 +375,44 @@ async def test_a_broker_in_front_of_a_store_is_ingested_and_fed_through_it(tmp_p
         assert list(range(5)) == seen
     names = rows(tmp_path / "s.db", "SELECT DISTINCT recipient FROM eventbus_entry ORDER BY recipient")
     assert [("svc/m.book",), ("svc>events",)] == names
+
+
+class Away(MemoryStore):
+    """Take nothing in from outside while it is away."""
+
+    away = False
+    tried = 0
+
+    async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
+        if not entries[0].subscribers and entries[0].recipients[0].name == "svc/m.book":
+            self.tried += 1
+            if self.away:
+                raise StoreError("away")
+        return await super().add(entries)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_a_store_that_was_away_for_a_moment_takes_in_what_came_a_moment_later(ordered: bool) -> None:
+    """What a broker brings while the store is away waits about as long as that, and never long; nothing is lost."""
+    module, store, seen = Module("m"), Away(), list[int]()
+
+    @module.on(Paid, ordered=ordered)
+    async def book(event: Paid) -> None:
+        seen.append(event.number)
+
+    bus = EventBus(
+        module, name="svc", store=store, transports={"events": "memory://"}, routes={"s.*": ["events"]},
+    )  # fmt: skip
+    async with harness(bus) as t:
+        for away, late in ((0.3, 1.0), (600.0, 10.0)):
+            seen.clear()
+            store.away, store.tried = True, 0
+            await publish(bus, *[Paid(number=number, account=str(number % 8)) for number in range(12)])
+            await t.advance(away)
+            assert store.tried > 0 == len(seen)
+            store.away = False
+            await t.advance(late)
+            assert sorted(seen) == list(range(12))
 
 
 async def test_a_handler_is_not_given_what_it_no_longer_wants(tmp_path: Path) -> None:
