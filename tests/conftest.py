@@ -25,7 +25,8 @@ LONG = re.compile(
     r"|crash/test_kill.*sqlalchemy|crash/test_processes|stores/test_model|stores/test_sqlite_processes"
     r"|test_mended_passes|test_many_tests_one_after_another|test_same_seed|test_oracle_sees|test_pytest_plugin"
     r"|test_same_shop.*(redis|rabbitmq|nats|kafka)"
-    r"|test_cli|test_a_handler_is_not_given|test_timeout_is_not_spent|test_deep_text|transports/.*exam.*(34|44) "
+    r"|test_cli|test_a_handler_is_not_given|test_timeout_is_not_spent|test_deep_text"
+    r"|transports/.*exam(.*(34|44) |_of_the_broker)"
 )
 """What takes its time, or a server that is no wheel: marked ``long``, so that the rest is done in three minutes."""
 

@@ -1,7 +1,7 @@
 """What every check of the transport exam stands on: a bench, an open transport on a fresh topic, and patience."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,11 +12,42 @@ from eventbus.clock import new_id
 from eventbus.errors import Lost, PublishError, TransportError
 from eventbus.transport import Capabilities, Delivery, Subscription, Transport, Wire
 
-__all__ = ("Bench", "Broker", "Check", "Desk", "always", "is_loss", "letters", "opened", "require", "until")
+__all__ = (
+    "Bench",
+    "Broker",
+    "Check",
+    "Desk",
+    "Network",
+    "always",
+    "broker_of",
+    "is_loss",
+    "is_lost",
+    "is_remote",
+    "letters",
+    "opened",
+    "require",
+    "until",
+)
 
 
 Make = Callable[[], Transport]
 """Returns a new transport, not opened, on the same broker every time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """Be a way to the broker on which a test can do what networks do; its end cuts every connection."""
+
+    make: Make
+    """Returns a new transport that goes this way."""
+    swallow: Callable[[], None]
+    """Lets all connections stand, and carries nothing any more."""
+    delay: Callable[[float], None]
+    """Holds whatever a transport writes back for so many seconds, and what it writes meanwhile goes together."""
+    pieces: Callable[[], int]
+    """Counts the pieces that were held back."""
+    connections: Callable[[], int]
+    """Counts the connections there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +62,12 @@ class Broker:
     """Ends it as a crash would."""
     delete: Callable[[str, str], Awaitable[None]]
     """Deletes what a topic and a group have there: the queue, the stream or the group."""
-    frozen: Callable[[], AbstractAsyncContextManager[tuple[Make, Callable[[], None]]]]
-    """Yields how to get a transport by way of a network, and what makes this network swallow everything."""
+    delete_dead: Callable[[str, str], Awaitable[None]]
+    """Makes it impossible to keep what is dead for a topic and a group, until somebody subscribes again."""
+    left: Callable[[str], Awaitable[Collection[str]]]
+    """Names all that the broker keeps for the readers of a topic."""
+    network: Callable[[], AbstractAsyncContextManager[Network]]
+    """Yields a way to the broker."""
     age: float = 0.0
     """Seconds after which what was declared survives a kill."""
     count: int = 1_000
@@ -52,6 +87,8 @@ class Bench:
     """Seconds after which nothing more will come: longer than two polls of the transport."""
     dead: Callable[[Transport, str, str], Awaitable[Sequence[tuple[str, str]]]] | None = None
     """Returns id and reason of each dead message of a topic and a group; needed if ``dead`` is declared."""
+    faulty: Callable[[Transport], AbstractContextManager[object]] | None = None
+    """Has the client library fail, in a block, each wire with the body ``b"fault"``; needed if they are confirmed."""
     broker: Broker | None = None
     """What can be done to the broker, for ``BROKER_CHECKS``."""
 
@@ -71,6 +108,18 @@ class Check:
 
     def __str__(self) -> str:
         return f"{self.number:02} {self.title}"
+
+
+def broker_of(bench: Bench) -> Broker:
+    """Return what can be done to the broker. Raises ``AssertionError`` if the bench does not say."""
+    if bench.broker is None:
+        raise AssertionError("this check stops the broker: say how by Bench(broker=...)")
+    return bench.broker
+
+
+def is_remote(capabilities: Capabilities) -> bool:
+    """Need a broker behind a network."""
+    return not capabilities.local
 
 
 def always(capabilities: Capabilities) -> bool:
@@ -93,6 +142,17 @@ def is_loss(error: TransportError) -> bool:
     """Tell whether an error says "try later", and nothing else."""
     failed = error.failed.values() if isinstance(error, PublishError) else [error]
     return all(isinstance(one, Lost) for one in failed)
+
+
+async def is_lost(subscription: Subscription, within: float) -> None:
+    """Raise ``AssertionError`` unless a subscription says in time that it is lost."""
+    with anyio.move_on_after(within):
+        try:
+            await subscription.receive()
+        except Lost:
+            return
+        raise AssertionError("something was received")
+    raise AssertionError(f"receive said nothing for {within:g} s")
 
 
 async def until(fact: Callable[[], bool], patience: float, otherwise: str) -> None:

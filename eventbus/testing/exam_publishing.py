@@ -79,6 +79,42 @@ async def together(bench: Bench) -> None:
         require(sorted(arrived) == sorted(wire.id for wire in sent), "some arrived twice and others not")
 
 
+async def faults(bench: Bench) -> None:
+    """Name exactly those wires of one call that failed; the others arrive."""
+    wires = [Wire(new_id(), b"fault" if number in (1, 3) else b"fine") for number in range(5)]
+    async with opened(bench, "a") as desk, desk.subscribe() as subscription:
+        if bench.faulty is None:
+            raise AssertionError("the transport confirms every wire: say by Bench(faulty=...) how one of them fails")
+        with bench.faulty(desk.transport):
+            try:
+                await desk.publish(wires)
+            except PublishError as error:
+                require({*error.failed} == {1, 3}, f"only 1 and 3 should have failed, not {error.failed}")
+            else:
+                raise AssertionError("two wires failed, and nothing was said")
+        arrived = {delivery.wire.id for delivery in await desk.take(subscription, 3)}
+        require(arrived == {wires[number].id for number in (0, 2, 4)}, "some that had not failed did not arrive")
+
+
+async def settled(bench: Bench) -> None:
+    """Return from publish when the wire is settled, and not before."""
+    async with opened(bench, "a") as desk, desk.subscribe() as subscription:
+        returned = anyio.Event()
+
+        async def publish() -> None:
+            await desk.publish(letters(1))
+            returned.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(publish)
+            [delivery] = await desk.take(subscription, 1)
+            await anyio.sleep(bench.quiet)
+            require(not returned.is_set(), "publish returned, and nobody had settled the wire")
+            await delivery.ack()
+            with anyio.fail_after(bench.patience):
+                await returned.wait()
+
+
 async def too_large(bench: Bench) -> None:
     """Refuse a body over the maximum, and deliver its neighbours."""
     first, second, third = letters(3)
@@ -97,18 +133,32 @@ async def too_large(bench: Bench) -> None:
 
 
 async def unheard(bench: Bench) -> None:
-    """Keep or refuse, as declared, what is published before there is a group."""
+    """Keep, refuse or lose, as declared, what is published before anybody listens."""
     sent = letters(3)
     async with opened(bench) as desk:
+        declared = desk.transport.capabilities.unheard
         try:
             await desk.publish(sent)
         except PublishError as error:
-            require(desk.transport.capabilities.unheard == "refused", f"declared to be kept, but: {error}")
+            require(declared == "refused", f"declared to be {declared}, but: {error}")
+            require(is_loss(error) and len(error.failed) == 3, f"all should be Lost, not {error.failed}")
+            return
+        require(declared != "refused", "declared to be refused, but publish returned")
+        async with desk.subscribe() as subscription:
+            if declared == "kept":
+                await desk.clear(subscription, len(sent))
+            await desk.silence(subscription, "nobody listened when it was published")
+
+
+async def nobody(bench: Bench) -> None:
+    """Say Lost when a broker confirms what it keeps for nobody."""
+    async with opened(bench) as desk:
+        try:
+            await desk.publish(letters(3))
+        except PublishError as error:
             require(is_loss(error) and len(error.failed) == 3, f"all should be Lost, not {error.failed}")
         else:
-            require(desk.transport.capabilities.unheard == "kept", "declared to be refused, but publish returned")
-            async with desk.subscribe() as subscription:
-                await desk.clear(subscription, len(sent))
+            raise AssertionError("it was confirmed, and nobody will ever get it")
 
 
 CHECKS = (
@@ -118,6 +168,9 @@ CHECKS = (
     Check(4, always, nothing),
     Check(5, lambda capabilities: capabilities.settle != "none", batch),
     Check(6, lambda capabilities: capabilities.settle != "none", together),
+    Check(7, lambda capabilities: capabilities.confirm == "stored", faults),
     Check(8, lambda capabilities: capabilities.max_bytes <= AFFORDABLE, too_large),
-    Check(12, lambda capabilities: capabilities.unheard != "lost", unheard),
+    Check(11, lambda capabilities: capabilities.confirm == "settled", settled),
+    Check(12, lambda capabilities: capabilities.unheard != "lost" or capabilities.confirm == "none", unheard),
+    Check(13, lambda capabilities: capabilities.unheard == "lost" and capabilities.confirm == "stored", nobody),
 )

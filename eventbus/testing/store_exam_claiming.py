@@ -3,9 +3,12 @@
 import anyio
 
 from eventbus.store import DeadFilter, Entry, NewEntry, Recipient, Settlement
-from eventbus.testing.store_desk import LEASE, Check, Desk, H, checks, equal, ids, require
+from eventbus.testing.store_desk import LEASE, Check, Desk, H, O, checks, equal, ids, require
 
 __all__ = ("CHECKS",)
+
+PROMPT = 5.0
+"""Seconds within which a claim that waits for nobody is back."""
 
 OUTCOMES = ("done", "again", "release", "dead")
 
@@ -199,6 +202,34 @@ async def claimers_race(desk: Desk) -> None:
     equal(len(got), 200, "claims")
 
 
+async def held_rows(desk: Desk) -> None:
+    """Let a claim pass by an entry whose row a transaction holds, at once, and bring the others.
+
+    Not asked of a store whose transactions keep every other writer out: there a claim waits, and ``exclusive`` says so.
+    """
+    if desk.store.exclusive:
+        return
+    for recipient, type_ in ((H, "t"), (O, "o")):
+        await desk.publish(f"held {type_}", type=type_, key="a")
+        held = await desk.one(recipient)
+        desk.clock.advance(LEASE)
+        await desk.publish(f"free {type_}", type=type_, key="b")
+        got: list[str] = []
+        claimed = anyio.Event()
+
+        async def claim(recipient: Recipient, got: list[str], claimed: anyio.Event) -> None:
+            got += await desk.ids(recipient)
+            claimed.set()
+
+        async with anyio.create_task_group() as group, desk.store.begin() as unit:
+            require(await unit.lock(held.seq, held.claims), "the lapsed lease that nobody took is lost")
+            group.start_soon(claim, recipient, got, claimed)
+            with anyio.move_on_after(PROMPT):
+                await claimed.wait()
+            require(claimed.is_set(), f"a claim of {recipient.name} waited for a row that was held")
+        equal(got, [f"free {type_}"], "beside a row that was held")
+
+
 async def due(desk: Desk) -> None:
     """Tell when each recipient's first entry can be claimed, and nothing of one without any."""
     names = [H.name, "svc/nobody"]
@@ -232,5 +263,6 @@ CHECKS: tuple[Check, ...] = checks(
     delayed,
     one_lost_in_a_batch,
     claimers_race,
+    held_rows,
     due,
 )

@@ -13,11 +13,21 @@ from itertools import chain
 
 import anyio
 
-from eventbus.testing import exam_broker, exam_consuming, exam_life, exam_publishing, exam_settling
-from eventbus.testing.exam_bench import Bench, Broker, Check
+from eventbus.testing import exam_broker, exam_consuming, exam_life, exam_network, exam_publishing, exam_settling
+from eventbus.testing.exam_bench import Bench, Broker, Check, Network
 from eventbus.transport import Capabilities
 
-__all__ = ("BROKER_CHECKS", "CHECKS", "Bench", "Broker", "Check", "broker_checks_for", "checks_for", "examine")
+__all__ = (
+    "BROKER_CHECKS",
+    "CHECKS",
+    "Bench",
+    "Broker",
+    "Check",
+    "Network",
+    "broker_checks_for",
+    "checks_for",
+    "examine",
+)
 
 CHECKS = tuple(
     sorted(
@@ -27,7 +37,7 @@ CHECKS = tuple(
 )
 """All checks of a transport alone, by number; the numbers are stable."""
 
-BROKER_CHECKS = exam_broker.CHECKS
+BROKER_CHECKS = tuple(sorted(exam_broker.CHECKS + exam_network.CHECKS, key=lambda check: check.number))
 """The checks that stop, kill, empty or silence the broker."""
 
 

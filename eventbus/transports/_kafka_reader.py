@@ -66,6 +66,7 @@ class Reader:
         self._moving = False
         self._stopped = False
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._commits: set[asyncio.Future[None]] = set()
         self._credit = asyncio.Event()
         self._dirty = asyncio.Event()
         self._settled = asyncio.Event()
@@ -200,8 +201,7 @@ class Reader:
         if not positions:
             return
         try:
-            async with asyncio.timeout(seconds):
-                await self.consumer.commit({tp: self._mark(at, "") for tp, at in positions.items() if at is not None})
+            await self._commit({tp: self._mark(at, "") for tp, at in positions.items() if at is not None}, seconds)
         except (self._client_error, TimeoutError) as error:
             if type(error).__name__ not in {"CommitFailedError", "IllegalStateError"}:
                 self.lose(f"committing {self._topic} failed: {type(error).__name__} {error}".rstrip())
@@ -211,6 +211,20 @@ class Reader:
             if (track := self._tracks.get(partition)) is not None:
                 track.committed = position
 
+    async def _commit(self, marks: dict[Any, Any], seconds: float) -> None:
+        """Commit in a task of its own: where a call is cut, the client leaves an error that nobody looks at."""
+        job = asyncio.ensure_future(self.consumer.commit(marks))
+        self._commits.add(job)
+        job.add_done_callback(self._committed)
+        if not (await asyncio.wait([job], timeout=seconds))[0]:
+            raise TimeoutError
+        job.result()
+
+    def _committed(self, job: "asyncio.Future[None]") -> None:
+        self._commits.discard(job)
+        if not job.cancelled():
+            job.exception()
+
     async def leave(self, seconds: float) -> None:
         """Commit what is settled and leave the group: in order while there is time, then at once."""
         if not self.lost:
@@ -218,6 +232,10 @@ class Reader:
         self.lose("the subscription was left")
         # It may wait for others of its group, or for a cluster that is away; without connections it does not.
         await close_within(seconds, self.consumer.stop(), self.consumer._client.close)
+        if self._commits:
+            await asyncio.wait(self._commits, timeout=0.1)  # their requests have failed by now, and are tried again
+            for job in self._commits:
+                job.cancel()
 
     def _listener(self) -> Any:
         reader, base = self, aiokafka().ConsumerRebalanceListener

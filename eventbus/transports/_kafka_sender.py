@@ -93,7 +93,7 @@ class Sender:
             pump.cancel()
 
         async def give_up() -> None:  # else it tries for ever to deliver what nobody waits for any more
-            self._producer._message_accumulator.fail_all(aiokafka().errors.ProducerClosed(why))
+            self._fail_all(aiokafka().errors.ProducerClosed(why))
             if (task := self._producer._sender.sender_task) is not None:
                 task.cancel()
 
@@ -103,7 +103,13 @@ class Sender:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self.broken = f"the producer gave up: {type(error).__name__}: {error}"
-            self._producer._message_accumulator.fail_all(error)
+            self._fail_all(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        batches = self._producer._message_accumulator
+        for waiting in batches._batches.values():  # what is to be sent again is not pending, and fails as if it were
+            batches._pending_batches.update(waiting)
+        batches.fail_all(error)
 
     def _expire(self, topic: str, parcel: Parcel) -> None:
         if parcel.open:

@@ -17,6 +17,8 @@ PASSWORD = "guarded-7f3a"
 """What the third port asks for, behind TLS."""
 PEM = "guarded.pem"
 """The file in the server's directory that holds the certificate of the third port, signed by nobody else."""
+BEHIND, PROXY = 3, 4
+"""How far behind its first port it listens for who comes through a proxy, and where it tells them the proxy is."""
 JAVA_OPTIONS = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 CURE = (
     "no Kafka: with java (17 or newer), openssl and mvn run python -m tests.servers.kafka once, "
@@ -47,10 +49,10 @@ PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},GUARDED://127.0.0.1:{guarded}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},GUARDED://127.0.0.1:{guarded},BEHIND://127.0.0.1:{behind}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded},BEHIND://127.0.0.1:{proxy}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,GUARDED:SASL_SSL
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,GUARDED:SASL_SSL,BEHIND:PLAINTEXT
 listener.name.guarded.ssl.keystore.type=PEM
 listener.name.guarded.ssl.keystore.location={pem}
 listener.name.guarded.sasl.enabled.mechanisms=PLAIN
@@ -87,7 +89,7 @@ def fetch() -> None:
 
 
 def recipe() -> Recipe:
-    """Return how Kafka runs: on three ports, for clients, for its controller, and for clients that log in."""
+    """Return how Kafka runs: on ports for clients, its controller, clients that log in, and those behind a proxy."""
     java, openssl = shutil.which("java"), shutil.which("openssl")
     if java is None or openssl is None or not jars().is_dir():
         raise AbsentError(CURE)
@@ -97,7 +99,8 @@ def recipe() -> Recipe:
 
     def prepare(place: Place) -> list[list[str]]:
         text = PROPERTIES.format(
-            port=place.port, controller=place.port + 1, guarded=place.port + 2, data=place.directory / "data",
+            port=place.port, controller=place.port + 1, guarded=place.port + 2,
+            behind=place.port + BEHIND, proxy=place.port + PROXY, data=place.directory / "data",
             plain="org.apache.kafka.common.security.plain.PlainLoginModule", user=USER,
             password=PASSWORD, pem=place.directory / PEM,
         )  # fmt: skip
@@ -114,7 +117,7 @@ def recipe() -> Recipe:
         command=lambda place: run("kafka.Kafka", "server.properties"),
         hello=API_VERSIONS,
         answer=rb"....\x00\x00\x00\x01",
-        ports=3,
+        ports=5,
     )
 
 

@@ -87,9 +87,9 @@ class Proxy:
     ...         await proxy.struck()
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, port: int = 0) -> None:
         self.target = target
-        self.port = 0
+        self.port = port
         self.fault: Fault | None = None
         self.strikes = 0
         self._links: set[Link] = set()
@@ -103,7 +103,7 @@ class Proxy:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Proxy"]:
         """Listen; all connections end behind the block."""
-        with socket.create_server((HOST, 0)) as listener:
+        with socket.create_server((HOST, self.port)) as listener:
             listener.setblocking(False)
             self.port = listener.getsockname()[1]
             async with anyio.create_task_group() as group:

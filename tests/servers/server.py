@@ -156,7 +156,7 @@ class Server:
         commands = self.recipe.prepare(self.place)
         self._own(directory)
         for command in commands:
-            self._run(command)
+            self.run(command)
 
     def _own(self, directory: Path) -> None:
         if identity := self._identity():
@@ -169,13 +169,15 @@ class Server:
         nobody = pwd.getpwnam("nobody")
         return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
-    def _run(self, command: Sequence[str]) -> None:
+    def run(self, command: Sequence[str]) -> str:
+        """Run a command as the server itself runs, and return what it prints; raises ``RuntimeError`` if it fails."""
         done = subprocess.run(
             command, check=False, capture_output=True, env=self._environment(), cwd=self._place().directory,
             **self._identity(),
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}:\n{(done.stdout + done.stderr).decode(errors='replace')}")
+        return done.stdout.decode()
 
     def _launch(self) -> None:
         place = self._place()

@@ -1,13 +1,21 @@
 """NATS passes the exam on a real server, and heals, refuses and hands over as only it can."""
 
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from nats.aio.client import Client
 
-from eventbus.testing.transport_exam import Bench, Check, checks_for, examine
+from eventbus.testing.transport_exam import Bench, Check, broker_checks_for, checks_for, examine
 from eventbus.transport import Transport, connect
 from eventbus.transports import _nats_address as names
+from eventbus.transports import _nats_topology
 from eventbus.transports.nats import NatsCoreTransport, NatsTransport
+from tests.servers.proxy import Proxy
 from tests.servers.server import Server
+from tests.transports.brokers import broker_at
 
 CAPABILITIES = NatsTransport.from_url("nats://localhost").capabilities
 
@@ -20,12 +28,60 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@contextmanager
+def faulty(transport: Transport) -> Iterator[None]:
+    """Have JetStream refuse what has the body of a fault."""
+    line = cast("NatsTransport", transport)._hull.line()
+    request = line.request
+
+    def refuse(subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Any:
+        if payload != b"fault":
+            return request(subject, payload, headers)
+        answer = line.loop.create_future()
+        answer.set_result(SimpleNamespace(data=b'{"error": {"code": 503, "description": "no"}}', headers=None))
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(line, "request", refuse)
+        yield
+
+
 @pytest.fixture
-def bench(nats: Server) -> Bench:
+def bench(nats: Server, messages: int, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Return a bench on the real server, which forgets a subscriber that crashed within a second."""
+    monkeypatch.setattr(_nats_topology, "DEPARTED", 1.0)
+
     async def dead(transport: Transport, topic: str, group: str) -> list[tuple[str, str]]:
         return await buried(nats.url, topic, group)
 
-    return Bench(make=lambda: connect(nats.url), dead=dead, quiet=0.2)
+    async def delete(topic: str, group: str) -> None:
+        async with administered(nats.url) as stream:
+            await stream.delete_consumer(names.stream_of(topic), names.consumer_of(group))
+
+    async def delete_dead(topic: str, group: str) -> None:
+        async with administered(nats.url) as stream:
+            await stream.delete_stream(names.dead_stream_of(topic))
+
+    async def left(topic: str) -> list[str]:
+        async with administered(nats.url) as stream:
+            return [consumer.name for consumer in await stream.consumers_info(names.stream_of(topic))]
+
+    broker = broker_at(
+        nats, "nats://127.0.0.1:{port}", proxy=lambda: Proxy(nats.port), delete=delete, delete_dead=delete_dead,
+        left=left, count=messages,
+    )  # fmt: skip
+    return Bench(make=lambda: connect(nats.url), dead=dead, quiet=0.2, faulty=faulty, broker=broker)
+
+
+@asynccontextmanager
+async def administered(url: str) -> AsyncGenerator[Any]:
+    """Yield what manages streams, as an operator does."""
+    client = Client()
+    await client.connect(url)
+    try:
+        yield client.jsm()
+    finally:
+        await client.close()
 
 
 async def buried(url: str, topic: str, group: str) -> list[tuple[str, str]]:
@@ -47,6 +103,16 @@ async def buried(url: str, topic: str, group: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("check", checks_for(CAPABILITIES), ids=str)
 async def test_exam(bench: Bench, check: Check) -> None:
     await examine(bench, check)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("check", broker_checks_for(CAPABILITIES), ids=str)
+async def test_exam_of_the_broker(bench: Bench, check: Check, nats: Server) -> None:
+    """Whatever happens to the broker, what is declared is kept."""
+    try:
+        await examine(bench, check)
+    finally:
+        nats.start()
 
 
 @pytest.mark.parametrize("check", checks_for(CORE), ids=str)

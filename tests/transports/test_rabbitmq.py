@@ -1,20 +1,25 @@
 """RabbitMQ passes the exam, and heals what only a broker can suffer."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
+from aiormq.exceptions import DeliveryError
 from anyio import to_thread
+from pamqp.commands import Basic
 
-from eventbus.testing.transport_exam import Bench, Broker, Check, broker_checks_for, checks_for, examine
+from eventbus.testing.transport_exam import Bench, Check, broker_checks_for, checks_for, examine
 from eventbus.transport import Transport
 from eventbus.transports.rabbitmq import RabbitMQTransport
-from tests.servers.proxy import Fault, Proxy
+from tests.servers.proxy import Proxy
 from tests.servers.server import Server
+from tests.transports.brokers import broker_at
 
 PROMISES = RabbitMQTransport.capabilities
+CONTROL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +33,23 @@ async def administered(server: Server) -> AsyncGenerator[aio_pika.abc.AbstractCh
     """Yield a channel beside the transport."""
     async with await aio_pika.connect(server.url) as link:
         yield await link.channel()
+
+
+@contextmanager
+def faulty(transport: Transport) -> Iterator[None]:
+    """Have the broker refuse what has the body of a fault."""
+    line = cast("RabbitMQTransport", transport)._line
+    assert line is not None
+    publish = line._outlet.basic_publish
+
+    async def refuse(body: bytes, **others: Any) -> Any:
+        if body == b"fault":
+            raise DeliveryError(None, Basic.Nack())
+        return await publish(body, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(line._outlet, "basic_publish", refuse)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +68,21 @@ def bench(rabbitmq: Server, messages: int) -> Bench:
         async with administered(rabbitmq) as channel:
             await channel.queue_delete(f"{topic}@{group}")
 
-    @asynccontextmanager
-    async def frozen() -> AsyncGenerator[tuple[Callable[[], Transport], Callable[[], None]]]:
-        async with Proxy(urlsplit(rabbitmq.url).port or 5672).running() as proxy:
-            url = f"amqp://guest:guest@127.0.0.1:{proxy.port}/"
-            yield lambda: RabbitMQTransport(url), lambda: proxy.inject(Fault(does="black-hole"))
+    async def left(topic: str) -> list[str]:
+        command = [CONTROL, "-q", "-n", f"eventbus{rabbitmq.port}@localhost", "list_queues", "name"]
+        return (await to_thread.run_sync(rabbitmq.run, command)).split()
 
-    async def start() -> None:
-        rabbitmq.start()  # not in a thread: the server would end with the thread that started it
-
-    broker = Broker(
-        start=start,
-        stop=lambda: to_thread.run_sync(rabbitmq.stop),
-        kill=lambda: to_thread.run_sync(rabbitmq.kill),
+    broker = broker_at(
+        rabbitmq,
+        "amqp://guest:guest@127.0.0.1:{port}/",
+        proxy=lambda: Proxy(urlsplit(rabbitmq.url).port or 5672),
         delete=delete,
-        frozen=frozen,
+        delete_dead=lambda topic, group: delete(topic, f"{group}.dead"),
+        left=left,
         age=2.0,
         count=messages,
     )
-    return Bench(make=lambda: RabbitMQTransport(rabbitmq.url), quiet=0.3, dead=buried, broker=broker)
+    return Bench(make=lambda: RabbitMQTransport(rabbitmq.url), quiet=0.3, dead=buried, faulty=faulty, broker=broker)
 
 
 @pytest.mark.parametrize("check", checks_for(PROMISES), ids=str)

@@ -4,8 +4,9 @@ import asyncio
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,14 +14,15 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from eventbus.errors import Lost, MissingExtraError, PublishError, Refused, SettleError, TransportError
+from eventbus.errors import Lost, MissingExtraError, PublishError, SettleError, TransportError
 from eventbus.limits import Limits
-from eventbus.testing.transport_exam import Bench, Check, checks_for, examine
+from eventbus.testing.transport_exam import Bench, Check, broker_checks_for, checks_for, examine
 from eventbus.transport import Delivery, Subscription, Transport, Wire, connect
-from eventbus.transports import _redis_group
+from eventbus.transports import _redis_group, _redis_link
 from eventbus.transports.redis import RedisPubSubTransport, RedisTransport
 from tests.servers.proxy import Fault, Proxy
 from tests.servers.server import Server
+from tests.transports.brokers import broker_at
 
 STREAMS = RedisTransport("redis://localhost").capabilities
 CHANNELS = RedisPubSubTransport("redis+pubsub://localhost").capabilities
@@ -46,19 +48,67 @@ async def client(valkey: Server) -> AsyncGenerator[Redis]:
         yield client
 
 
+@contextmanager
+def faulty(transport: Transport) -> Iterator[None]:
+    """Have the server refuse what has the body of a fault."""
+    ask = _redis_link.Session.ask
+
+    async def full(session: Any, commands: Sequence[Any], wait: float = 0.0) -> list[Any]:
+        replies = await ask(session, [("PING",) if one[-1] == b"fault" else one for one in commands], wait)
+        outcome = zip(commands, replies, strict=True)
+        return [RuntimeError("OOM") if command[-1] == b"fault" else reply for command, reply in outcome]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_redis_link.Session, "ask", full)
+        yield
+
+
 @pytest.fixture
-def bench(valkey: Server, client: Redis) -> Bench:
+def bench(valkey: Server, messages: int) -> Bench:
+    """Return a bench on the real server."""
+
     async def buried(transport: Transport, topic: str, group: str) -> Sequence[tuple[str, str]]:
-        entries = await client.xrange(f"{topic}@{group}.dead")
+        async with Redis.from_url(valkey.url) as client:
+            entries = await client.xrange(f"{topic}@{group}.dead")
         return [(fields[b"id"].decode(), fields[b"reason"].decode()) for _, fields in entries]
 
-    return Bench(make=lambda: RedisTransport(valkey.url), lease=0.6, quiet=0.3, dead=buried)
+    async def delete(topic: str, group: str) -> None:
+        async with Redis.from_url(valkey.url) as client:
+            await client.delete(topic)
+
+    async def delete_dead(topic: str, group: str) -> None:
+        async with Redis.from_url(valkey.url) as client:
+            await client.set(f"{topic}@{group}.dead", "in the way")
+
+    async def left(topic: str) -> list[str]:
+        async with Redis.from_url(valkey.url) as client:
+            groups = await client.xinfo_groups(topic) if await client.exists(topic) else []
+            channels = await client.pubsub_numsub(topic)
+            return [*map(repr, groups), *(f"{topic} {number}" for _, count in channels for number in range(count))]
+
+    broker = broker_at(
+        valkey, "redis://127.0.0.1:{port}/0", proxy=lambda: Proxy(valkey.port), delete=delete, delete_dead=delete_dead,
+        left=left, count=messages,
+    )  # fmt: skip
+    return Bench(
+        make=lambda: RedisTransport(valkey.url), lease=0.6, quiet=0.3, dead=buried, faulty=faulty, broker=broker
+    )
 
 
 @pytest.mark.parametrize("check", checks_for(STREAMS), ids=str)
 async def test_exam_of_streams(check: Check, bench: Bench) -> None:
     """Streams pass the exam."""
     await examine(bench, check)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("check", broker_checks_for(STREAMS), ids=str)
+async def test_exam_of_the_broker(bench: Bench, check: Check, valkey: Server) -> None:
+    """Whatever happens to the broker, what is declared is kept."""
+    try:
+        await examine(replace(bench, lease=3.0), check)  # what is postponed waits no longer than that
+    finally:
+        valkey.start()
 
 
 @pytest.mark.parametrize("check", checks_for(CHANNELS), ids=str)
@@ -275,28 +325,6 @@ async def test_tls(valkey: Server, topic: str, tmp_path: Path, absent: Callable[
 
 
 # publishing
-
-
-async def test_only_what_failed_is_reported(valkey: Server, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each message has its own answer: those that the server did not take are named, as lost."""
-    from eventbus.transports import _redis_link
-
-    async with RedisTransport(valkey.url) as transport, group(transport, topic) as subscription:
-        ask = _redis_link.Session.ask
-
-        async def full(session: Any, commands: Sequence[Any], wait: float = 0.0) -> list[Any]:
-            replies = await ask(
-                session, [("PING",) if command[-1] == b"full" else command for command in commands], wait
-            )
-            outcome = zip(commands, replies, strict=True)
-            return [RuntimeError("OOM") if command[-1] == b"full" else reply for command, reply in outcome]
-
-        monkeypatch.setattr(_redis_link.Session, "ask", full)
-        large = Wire("4", b"x" * (STREAMS.max_bytes + 1))
-        with pytest.raises(PublishError) as caught:
-            await transport.publish(topic, [*wires("1"), Wire("2", b"full"), *wires("3"), large])
-        assert {index: type(error) for index, error in caught.value.failed.items()} == {1: Lost, 3: Refused}
-        assert ids(await take(subscription, 2)) == ["1", "3"]
 
 
 async def test_a_lost_answer_is_lost_and_nothing_is_sent_again(valkey: Server, client: Redis, topic: str) -> None:
