@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from anyio.lowlevel import EventLoopToken, current_token
 
 from eventbus.broadcast import Broadcast
+from eventbus.channel import Source
 from eventbus.claims import Claims
 from eventbus.clock import Ids, Runtime
 from eventbus.context import Seed
@@ -25,7 +26,7 @@ from eventbus.link import Link
 from eventbus.live import Live, Stream
 from eventbus.registry import MEMORY, Registry
 from eventbus.sources import Countable, Sources, groups, ordered_groups
-from eventbus.worker import Source, Worker
+from eventbus.worker import Worker
 
 __all__ = ("Engine",)
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from eventbus.channel import Channel
 from eventbus.engine import Engine
 from eventbus.errors import StoreError
 from eventbus.registry import Registry
 from eventbus.store import Backlog
-from eventbus.worker import Channel
 
 __all__ = ("Health", "SourceHealth", "examine", "report", "stranded")
 

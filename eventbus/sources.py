@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol, runtime_checkable
 
+from eventbus.channel import Source
 from eventbus.claims import ClaimedDelivery, Claims
 from eventbus.clock import Runtime
 from eventbus.cloudevents import structured
@@ -24,7 +25,6 @@ from eventbus.registry import MEMORY, STORE, Known, Registry, Subject
 from eventbus.retry import Dead, Retry, decide
 from eventbus.store import NewEntry, Recipient
 from eventbus.transport import Delivery
-from eventbus.worker import Source
 
 __all__ = ("Countable", "Sources", "groups", "ordered_groups")
 

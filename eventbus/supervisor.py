@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 import anyio
 
 from eventbus.bus import EventBus
+from eventbus.channel import Source
 from eventbus.clock import Runtime
 from eventbus.errors import EventBusError
-from eventbus.worker import Source
 
 __all__ = ("LATE", "SIGNALS", "Job", "Target", "find", "work")
 
