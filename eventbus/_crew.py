@@ -1,5 +1,6 @@
 """Keep several worker processes: start again what dies, and in development all of them when a file changes."""
 
+import contextlib
 import json
 import logging
 import os
@@ -127,10 +128,8 @@ def _files(directories: Sequence[str]) -> Mapping[str, int]:
         for folder, inner, names in os.walk(directory):
             inner[:] = [name for name in inner if not _is_foreign(Path(folder, name))]
             for file in (Path(folder, name) for name in names if name.endswith(".py")):
-                try:
+                with contextlib.suppress(FileNotFoundError):  # taken away meanwhile, which is a change as well
                     found[str(file)] = file.stat().st_mtime_ns
-                except FileNotFoundError:
-                    continue  # it was taken away meanwhile, which is a change as well
     return found
 
 
