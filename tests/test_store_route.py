@@ -43,8 +43,8 @@ ROUTES = {"s.*": "store"}
 
 
 def make(path: Path, module: Module, **options: Any) -> EventBus:
-    """Return a bus on an SQLite file."""
-    return EventBus(module, name="svc", store=SQLiteStore(path), routes=ROUTES, **options)
+    """Return a bus on an SQLite file; none of these tests cuts the power, and some commit thousands of times."""
+    return EventBus(module, name="svc", store=SQLiteStore(path, synchronous="normal"), routes=ROUTES, **options)
 
 
 def rows(path: Path, sql: str, *params: Any) -> list[tuple[Any, ...]]:
@@ -415,6 +415,7 @@ async def test_a_store_that_was_away_for_a_moment_takes_in_what_came_a_moment_la
             assert sorted(seen) == list(range(12))
 
 
+@pytest.mark.timeout(180)  # a day of half minutes
 async def test_a_handler_is_not_given_what_it_no_longer_wants(tmp_path: Path) -> None:
     """An entry written for a type that the handler has left waits for another deploy and is not handled."""
     path, seen = tmp_path / "s.db", list[object]()
