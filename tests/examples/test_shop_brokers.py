@@ -15,6 +15,7 @@ import anyio
 import httpx
 import pytest
 from anyio import to_thread
+from anyio.abc import TaskStatus
 
 from eventbus import config
 from eventbus.transport import Subscription, connect
@@ -47,6 +48,18 @@ async def another_service(url: str) -> AsyncIterator[Subscription]:
             yield subscription
 
 
+async def watch(
+    client: httpx.AsyncClient, told: set[str], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Note what the page is told, until the shop closes."""
+    async with client.stream("GET", "/events", timeout=None) as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith(":"):
+                task_status.started()
+            elif line.startswith("event: "):
+                told.add(line.removeprefix("event: "))
+
+
 async def through(client: httpx.AsyncClient) -> dict[str, Any]:
     """Ask the shop how it is until all is done, or for 40 seconds."""
     until = time.monotonic() + 40
@@ -63,7 +76,7 @@ async def test_same_shop(
     broker: str | None, data: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every order has every effect once, wherever its event went and whichever process handled it."""
-    code, auditors = sources(), None
+    code, told, auditors = sources(), set[str](), None
     orders = [
         {
             "order_id": str(UUID(int=number)),
@@ -82,17 +95,20 @@ async def test_same_shop(
             auditors = await stack.enter_async_context(another_service(config.read(file).transports["events"].value))
         shop = await to_thread.run_sync(serve, "--port", "0", "--data", str(data))
         try:
-            async with httpx.AsyncClient(base_url=shop.url, timeout=30) as client:
+            async with httpx.AsyncClient(base_url=shop.url, timeout=30) as client, anyio.create_task_group() as tasks:
+                await tasks.start(watch, client, told)
                 for order in orders:
                     assert (await client.post("/orders", json=order)).status_code == 201
                 now = await through(client)
                 wiring = (await client.get("/wiring")).text
+                shop.process.terminate()
         finally:
             shop.process.terminate()
             _, errors = await to_thread.run_sync(shop.process.communicate)
         assert shop.process.returncode == 0, errors
         assert {name: now[name] for name in FACTS} == FACTS
         assert {name: now["ledger"][name] for name in CLEAN} == CLEAN
+        assert told == {"OrderPlaced", "StockReserved", "OrderCharged", "EmailSent"}
         with closing(sqlite3.connect(data / "shop.db")) as database:
             effects = {
                 name: sorted(database.execute(f"SELECT * FROM {name}")) for name in ("stock", "payments", "emails")
