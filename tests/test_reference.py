@@ -10,6 +10,7 @@ import eventbus
 import eventbus.fastapi
 import eventbus.testing
 from eventbus import Limits, errors
+from eventbus.middlewares import logging, metrics, tracing
 from eventbus.stores import sqlite
 from eventbus.stores.sqlite import SQLiteSession
 from eventbus.testing import Harness, conformance, pytest_plugin
@@ -55,6 +56,13 @@ def test_store_is_listed() -> None:
     methods = [name for name in vars(SQLiteSession) if not name.startswith("_")]
     for name in (*sqlite.__all__, *methods):
         assert re.search(rf"\b{name}\b", codes("api.md"))
+
+
+@pytest.mark.parametrize("name", ["Logging", "Metrics", "Count", "Tracing"])
+def test_middlewares_are_listed(name: str) -> None:
+    """What an application imports from the middlewares is named."""
+    assert name in (*logging.__all__, *metrics.__all__, *tracing.__all__)
+    assert re.search(rf"\b{name}\b", codes("api.md"))
 
 
 def test_doors_are_listed() -> None:
