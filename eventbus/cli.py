@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         "--concurrency", type=_number, metavar="N", help="handlings at once per handler that does not say it itself"
     )
     worker.add_argument(
-        "--alive", metavar="FILE", help="touch FILE while all is well; FILE.0, FILE.1 with several processes"
+        "--alive", metavar="FILE", help="touch FILE while nothing is stuck; FILE.0, FILE.1 with several processes"
     )
     worker.add_argument(
         "--reload", action="store_true", help="for development: drain and start anew when a Python file changes"

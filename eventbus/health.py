@@ -36,14 +36,17 @@ class SourceHealth:
     paused: bool = False
     """Whether it stands still: its handler has too many dead, or its destination does not take anything."""
 
-    def faults(self, name: str, patience: float) -> Iterator[str]:
-        """Yield what is wrong with it."""
+    def stuck(self, name: str, patience: float) -> Iterator[str]:
+        """Yield what is wrong with it in this process."""
         if not self.alive:
             yield f"{name}: its loops have ended"
-        if not self.connected:
-            yield f"{name} is not connected"
         if self.waited is not None and self.waited >= patience:
             yield f"{name} is stuck: the store has not answered it for {self.waited:.0f} s"
+
+    def away(self, name: str) -> Iterator[str]:
+        """Yield what is wrong with what it works with."""
+        if not self.connected:
+            yield f"{name} is not connected"
         if self.paused:
             yield f"{name} is paused"
 
@@ -57,6 +60,8 @@ class Health:
     transports: Mapping[str, bool]
     """Transport -> whether it is open; what is to go out through one that is not waits."""
     sources: Mapping[str, SourceHealth]
+    alive: bool = False
+    """Whether this process runs and nothing in it is stuck, so that a restart would mend nothing."""
     faults: tuple[str, ...] = ()
     """What is wrong, in sentences without secrets."""
     answered: float | None = None
@@ -78,14 +83,18 @@ def report(engine: Engine) -> Health:
     sources = {channel.source.name: _source(channel, now) for channel in channels}
     for follower in engine.broadcast or ():
         sources[follower.topic] = SourceHealth(follower.connected, 0, follower.taken, 0, follower.backoff.failures)
-    faults = [] if engine.state == "running" else [f"the bus is {engine.state}"]
-    faults += [f"transport {name} is not open" for name, is_up in transports.items() if not is_up]
+    stuck = [] if engine.state == "running" else [f"the bus is {engine.state}"]
+    away = [f"transport {name} is not open" for name, is_up in transports.items() if not is_up]
     for name, source in sources.items():
-        faults += source.faults(name, patience)
+        stuck += source.stuck(name, patience)
+        away += source.away(name)
     answered = None if engine.ledger is None else now - engine.ledger.answered
-    if engine.ledger is not None and (engine.ledger.troubled or now - engine.ledger.answered >= patience):
-        faults.append(f"the store has not answered for {answered:.0f} s")
-    return Health(not faults, engine.state, transports, sources, tuple(faults), answered)
+    if engine.ledger is not None and engine.ledger.troubled:
+        away.append("the store fails")
+    elif answered is not None and answered >= patience:
+        stuck.append(f"the store has not answered for {answered:.0f} s")
+    faults = (*stuck, *away)
+    return Health(not faults, engine.state, transports, sources, not stuck, faults, answered)
 
 
 def _source(channel: Channel, now: float) -> SourceHealth:

@@ -59,7 +59,7 @@ class Job:
     concurrency: int | None = None
     processes: int = 1
     alive: str | None = None
-    """A file that is touched while all is well."""
+    """A file that is touched while nothing in the process is stuck."""
     reload: tuple[str, ...] = ()
     """Directories whose Python files start it anew when they change."""
 
@@ -172,10 +172,10 @@ class _Process:
                 self._target.bus.engine.worker.cut()
 
     async def _touch(self, file: Path) -> None:
-        """Touch a file while the bus is well, and take it away at the end."""
+        """Touch a file while a restart would mend nothing, and take it away at the end."""
         try:
             while True:
-                if self._target.bus.health().healthy:
+                if self._target.bus.health().alive:
                     await anyio.Path(file).touch()
                 await anyio.sleep(self._target.bus.limits.sweep)
         finally:
