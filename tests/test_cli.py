@@ -394,12 +394,28 @@ def test_handlers_that_nothing_reaches(place: Path, call: Call) -> None:
     ]
 
 
+def test_orphans_on_their_way_out(place: Path, call: Call) -> None:
+    """What waits for a transport that the application no longer has is found, and ended by its own name."""
+    python(place, "-c", PLACE, "1", "1")
+    with sqlite3.connect(place / "shop.db") as connection:
+        connection.execute("UPDATE eventbus_entry SET recipient = 'shop>gone' WHERE recipient LIKE '%charge%'")
+    connection.close()
+    assert "shop>gone: 1 wait and this bus has no such transport: name it" in call("check", SHOP, code=1)
+    report = json.loads(call("health", "--json", SHOP, code=1))
+    assert ["shop>gone: 1 wait and this bus has no such transport"] == report["faults"]
+    assert "would go on with it" in call("forget", "shop>memory", SHOP, code=2)
+    assert json.loads(call("forget", "--json", "shop>gone", SHOP)) == {"handler": "shop>gone", "dead": 1}
+    assert call("check", SHOP) == "all is well\n"
+
+
 def test_lag(place: Path, call: Call) -> None:
     """A due message that waits for longer than it may is no good health."""
     python(place, "-c", PLACE, "1", "1")
     time.sleep(1.1)  # an age is what it is about
     assert call("health", SHOP).endswith("well\n")
-    assert "NOT WELL" in call("health", "--lag", "1s", SHOP, code=1)
+    shown = call("health", "--lag", "1s", SHOP, code=1)
+    assert "NOT WELL\n" in shown
+    assert "the first has been due for " in shown
 
 
 def test_the_dead(place: Path, call: Call) -> None:
