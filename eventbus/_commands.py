@@ -5,10 +5,11 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from eventbus._extras import load
-from eventbus._screen import as_json, plain, progress, say, table
+from eventbus._screen import age, as_json, plain, progress, say, table
 
 if TYPE_CHECKING:
     from eventbus.bus import EventBus
@@ -104,7 +105,7 @@ def health(bus: "EventBus", options: argparse.Namespace) -> int:
             (
                 one.recipient,
                 one.waiting,
-                "" if one.oldest is None else f"{one.oldest:.1f} s",
+                "" if one.oldest is None else age(one.oldest),
                 one.dead,
                 "yes" if one.announced else "NO",
             )
@@ -192,7 +193,10 @@ def list_(bus: "EventBus", options: argparse.Namespace) -> int:
 
     async def look() -> int:
         async with _Desk(bus).open() as dead:
-            _print_dead(await dead.find(limit=options.limit, **_chosen(options)), options)
+            found = await dead.find(limit=options.limit, **_chosen(options))
+        _print_dead(found, options)
+        if len(found) == options.limit and not options.json:
+            say(f"the oldest {options.limit}; --limit shows more")
         return 0
 
     return in_loop(look)
@@ -205,7 +209,7 @@ def _print_dead(found: Sequence[Any], options: argparse.Namespace) -> None:
     rows = [
         (
             one.id,
-            one.time.isoformat(timespec="seconds"),
+            f"{one.time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
             one.message,
             one.handler,
             one.failures,
@@ -250,7 +254,10 @@ def end(verb: str, bus: "EventBus", options: argparse.Namespace) -> int:
         async with _Desk(bus).open() as dead:
             found = _found(dead, ids, chosen, options.limit)
             if options.dry_run:
-                _print_dead([one async for one in found], options)
+                would = [one async for one in found]
+                _print_dead(would, options)
+                if would and not options.json:
+                    say(f"{verb} --dry-run: {len(would)} message(s), and nothing is done")
                 return 0
             count, todo = 0, list(ids) if ids and options.limit is None else [one.id async for one in found]
             try:

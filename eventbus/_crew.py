@@ -28,8 +28,8 @@ log = logging.getLogger("eventbus")
 def supervise(job: Job) -> int:
     """Keep as many worker processes as the job says, until a signal; return the worst of their exit codes.
 
-    Each is a new interpreter. One that dies is started again, after a pause that grows while it dies at once; if the
-    first ones cannot start at all, that is the end. With ``reload`` all of them drain and start anew when a file
+    Each is a new interpreter. One that dies is started again, after a pause that doubles while it lives less than half
+    a minute; one that cannot start at all ends them all. With ``reload`` all of them drain and start anew when a file
     changes, and one that cannot start waits for that.
     """
     return _Crew(job).run()
@@ -42,6 +42,7 @@ class _Crew:
         self._staff: dict[int, subprocess.Popen[bytes]] = {}
         self._begun: dict[int, float] = {}
         self._pauses: dict[int, float] = {}
+        self._early: dict[int, int] = {}
         self._files = _files(job.reload)
         self._changed = False
         self._look = 0.0
@@ -90,8 +91,9 @@ class _Crew:
             codes.append(code)
             self._signalled(signal.SIGTERM, None)
         else:
-            lived = time.monotonic() - self._begun[place]
-            pause = PATIENCE[0] if lived > PATIENCE[1] else min(PATIENCE[1], max(PATIENCE[0], lived))
+            early = time.monotonic() - self._begun[place] < PATIENCE[1]
+            self._early[place] = self._early.get(place, 0) + 1 if early else 1
+            pause = min(PATIENCE[1], PATIENCE[0] * 2.0 ** min(9, self._early[place] - 1))
             log.warning("worker %d ended with %d, the next one starts in %.1f s", process.pid, code, pause)
             self._pauses[place] = time.monotonic() + pause
 
@@ -110,6 +112,7 @@ class _Crew:
         if self._changed and not self._staff:
             self._changed, self._files = False, _files(self._job.reload)  # before it imports them
             self._pauses.clear()
+            self._early.clear()
             for place in range(self._job.processes):
                 self._start(place)
         elif not self._changed and time.monotonic() >= self._look:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from eventbus._extras import load
 
-__all__ = ("as_json", "plain", "progress", "say", "table")
+__all__ = ("age", "as_json", "plain", "progress", "say", "table")
 
 QUIET = 10.0
 """Seconds between two lines of progress where nobody looks at a terminal."""
@@ -27,6 +27,21 @@ def plain(text: object) -> str:
     4
     """
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(text))
+
+
+def age(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> age(59.94), age(5000), age(200_000)
+    ('59.9 s', '83 min', '56 h')
+    """
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 600
+        else f"{seconds / 60:.0f} min"
+        if seconds < 36_000
+        else f"{seconds / 3600:.0f} h"
+    )
 
 
 def say(text: str) -> None:
@@ -90,7 +105,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write rows below the names of their columns."""
     cells = [[plain("" if cell is None else cell) for cell in row] for row in rows]
     if _is_rich(sys.stdout):
-        made = load("rich.table:Table")(*columns, box=None, pad_edge=False, header_style="bold")
+        made = load("rich.table:Table")(box=None, pad_edge=False, header_style="bold")
+        for place, name in enumerate(columns):  # the first is to be copied, the last may be cut
+            ends = place in (0, len(columns) - 1)
+            least = max(len(row[0]) for row in [columns, *cells]) if place == 0 else None
+            made.add_column(name, no_wrap=ends, overflow="ellipsis" if ends else "fold", min_width=least)
         text = load("rich.text:Text")
         for row in cells:
             made.add_row(*map(text, row))

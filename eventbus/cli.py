@@ -42,6 +42,9 @@ def _main(arguments: Sequence[str]) -> int:
     command: argparse.ArgumentParser = options.parser
     if unknown := [word for word in rest if word.startswith("-")]:
         command.error(f"unknown: {' '.join(unknown)}")
+    if options.run is None:  # no command: the list of them says more than an error
+        command.print_help(sys.stderr)
+        return 2
     words = [*options.words, *rest]
     least, most = options.takes
     if not least < len(words) <= most + 1:
@@ -63,9 +66,13 @@ def _main(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     root = argparse.ArgumentParser(
-        prog="eventbus", description="Run workers, and look at a bus and its dead.", allow_abbrev=False
+        prog="eventbus",
+        description="Run workers, and look at a bus and its dead.",
+        epilog="The application stands last: eventbus worker app.main:app; eventbus COMMAND --help has the options.",
+        allow_abbrev=False,
     )
-    commands = root.add_subparsers(metavar="COMMAND", required=True)
+    root.set_defaults(parser=root, run=None)
+    commands = root.add_subparsers(metavar="COMMAND")
     worker = _command(commands, "worker", _worker, "run handlers until SIGTERM or SIGINT", json=False)
     worker.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="a handler, module or transport; again for more"
@@ -113,7 +120,8 @@ def parser() -> argparse.ArgumentParser:
     )
     _command(commands, "schema", _commands.schema, "print the JSON Schema of each message")
     dead = commands.add_parser("dead", help="look at the dead, replay or discard them", allow_abbrev=False)
-    verbs = dead.add_subparsers(metavar="VERB", required=True)
+    dead.set_defaults(parser=dead, run=None)
+    verbs = dead.add_subparsers(metavar="VERB")
     _filters(_command(verbs, "list", _commands.list_, "list dead messages"), limit=100)
     _command(verbs, "show", _commands.show, "show one dead message with its body", "ID")
     for name, run, about in (

@@ -150,7 +150,8 @@ class _Process:
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:
         async with self._target.running():
-            log.info("worker %d runs %d source(s)", os.getpid(), len(self._target.bus.health().sources))
+            names = sorted(self._target.bus.health().sources)
+            log.info("worker %d runs %d source(s): %s", os.getpid(), len(names), ", ".join(names) or "none")
             async with anyio.create_task_group() as group:
                 if self._alive is not None:
                     group.start_soon(self._touch, self._alive, name="eventbus liveness")

@@ -233,6 +233,8 @@ def test_import_is_light(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
+        ([], 2, "run handlers until SIGTERM"),
+        (["dead"], 2, "handle dead messages again"),
         (["check"], 2, "the application stands last"),
         (["check", "slow"], 2, "write module:name"),
         (["check", "nonesuch:bus"], 2, "no module 'nonesuch'"),
@@ -429,6 +431,7 @@ def test_the_dead(place: Path, call: Call) -> None:
     ids = [one["id"] for one in found]
     assert {(one["handler"], one["failures"]) for one in found} == {("shop/notifications.send_email", 3)}
     assert call("dead", "list", SHOP, "--limit", "2").count("mail server refuses") == 2
+    assert call("dead", "list", SHOP, "--limit", "4").endswith("the oldest 4; --limit shows more\n")
     for nobody in (["--type", "x"], ["--handler", "x"], ["--since", "2999-01-01"], ["--error", "nonesuch"]):
         assert call("dead", "list", *nobody, SHOP) == "none\n"
     some = [
@@ -446,6 +449,7 @@ def test_the_dead(place: Path, call: Call) -> None:
     assert json.loads(call("dead", "show", "--json", ids[0], SHOP))["id"] == ids[0]
     dry = json.loads(call("dead", "discard", ids[0], "--dry-run", ids[1], "--json", SHOP))
     assert [one["id"] for one in dry] == ids[:2]
+    assert "discard --dry-run: 4 message(s), and nothing is done" in call("dead", "discard", "--dry-run", *some, SHOP)
     assert call("dead", "discard", ids[0], SHOP) == "discard: 1 message(s)\n"
     assert call("dead", "discard", ids[0], SHOP) == "discard: 0 message(s)\n"
     assert len(json.loads(call("dead", "replay", "--dry-run", "--json", *some, SHOP))) == 3

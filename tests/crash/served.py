@@ -42,7 +42,7 @@ async def effect(event: Made, ctx: Context, tx: Transaction[Any]) -> None:
 async def mail(event: Made, ctx: Context) -> None:
     """Leave a trace at the end of something that takes its time."""
     lingers = event.number % LINGERING == 0
-    await anyio.sleep(float(os.environ.get("SERVED_LINGER", "0.01")) if lingers else 0.01)
+    await anyio.sleep(float(os.environ.get("SERVED_LINGER" if lingers else "SERVED_PACE", "0.01")))
     append(DIRECTORY / "mail.txt", f"{event.number} {ctx.message_id} {os.getpid()}")
 
 
