@@ -105,15 +105,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write rows below the names of their columns."""
     cells = [[plain("" if cell is None else cell) for cell in row] for row in rows]
     if _is_rich(sys.stdout):
-        made = load("rich.table:Table")(box=None, pad_edge=False, header_style="bold")
-        for place, name in enumerate(columns):  # the first is to be copied, the last may be cut
-            ends = place in (0, len(columns) - 1)
-            least = max(len(row[0]) for row in [columns, *cells]) if place == 0 else None
-            made.add_column(name, no_wrap=ends, overflow="ellipsis" if ends else "fold", min_width=least)
+        console = load("rich.console:Console")()
+        taken = sum(2 + max(len(row[place]) for row in [columns, *cells]) for place in range(len(columns) - 1))
+        room = max(20, console.width - taken)  # what stands last is cut, so that a row is a line
+        cells = [[*row[:-1], row[-1] if len(row[-1]) <= room else f"{row[-1][: room - 1]}…"] for row in cells]
+        made = load("rich.table:Table")(*columns, box=None, pad_edge=False, header_style="bold")
+        made.columns[0].no_wrap = True  # it is there to be copied
+        for column in made.columns:
+            column.overflow = "fold"
         text = load("rich.text:Text")
         for row in cells:
             made.add_row(*map(text, row))
-        load("rich.console:Console")().print(made)
+        console.print(made)
         return
     widths = [max(len(row[place]) for row in [columns, *cells]) for place in range(len(columns))]
     for row in [list(columns), *cells]:
