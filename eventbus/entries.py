@@ -49,7 +49,7 @@ class Level:
         """What is to be written when it ends well, if it still stands then."""
         self.actions: list[tuple[Stands, Action]] = []
         """What is to be done once the whole transaction has committed, if it still stands then."""
-        self.gate = anyio.Lock()
+        self.gate: anyio.Lock | None = None
         """Lets one savepoint in at a time: those of one connection can only be nested, never side by side."""
 
 
@@ -157,7 +157,8 @@ class Entries:
     @asynccontextmanager
     async def savepoint(self, outer: Level) -> AsyncGenerator[Level]:
         """Open a level inside another, which gets what is published there if it ends well."""
-        async with outer.gate:
+        gate = outer.gate = outer.gate or anyio.Lock()
+        async with gate:
             level = Level(outer.transaction, outer.unit)
             async with outer.unit.savepoint():
                 token = self.open.set(level)

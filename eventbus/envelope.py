@@ -70,7 +70,7 @@ def check_headers(headers: Mapping[str, str], limits: Limits, message: str = "me
 
 def check_key(key: str, message: str = "message") -> None:
     """Raise ``EncodeError`` unless ``key`` can order messages: 1 to ``TEXT`` characters, no control characters."""
-    if not 0 < len(key) <= TEXT or CONTROL.search(key):
+    if not 0 < len(key) <= TEXT or (not key.isprintable() and CONTROL.search(key)):
         raise EncodeError(message, f"a key is 1 to {TEXT} characters without control characters, not {key[:50]!r}")
 
 
