@@ -176,6 +176,73 @@ async def test_slots_bound_what_runs_at_once() -> None:
         assert len(office.transport.settled("ack")) == 6
 
 
+async def test_slot_goes_on_while_its_settlement_is_on_its_way() -> None:
+    """Where settling is not waited for, one slot handles on, until as many as all slots are not settled yet."""
+    told: dict[str, Callable[[bool], None]] = {}
+
+    def post(delivery: Delivery, _: Verdict, hear: Callable[[bool], None]) -> None:
+        told[delivery.wire.id] = hear
+
+    office, ready = Office(slots=2, post=post), anyio.Event()
+    office.script = {"a3": waits(ready)}
+    async with office.open():
+        await office.publish("a1", "a2", "a3", "a4", "a5")
+        assert ["a1", "a2"] == office.ids
+        told["a2"](True)
+        await turns()
+        assert ["a1", "a2", "a3"] == office.ids
+        told["a1"](False)
+        await turns()
+        assert ["a1", "a2", "a3", "a4"] == office.ids
+        ready.set()
+        await turns()
+        assert ["a1", "a2", "a3", "a4"] == office.ids
+        assert (2, 1) == (office.channel.handled, office.channel.lease_lost)
+        told["a3"](True)
+        told["a4"](True)
+        await turns()
+        assert "a5" == office.ids[-1]
+
+
+@asyncio_only
+async def test_woken_slot_that_is_cancelled_leaves_the_others_to_be_woken() -> None:
+    """A slot that a stranger cancels in the moment in which it was woken is not waited for."""
+    told: dict[str, Callable[[bool], None]] = {}
+
+    def post(delivery: Delivery, _: Verdict, hear: Callable[[bool], None]) -> None:
+        told[delivery.wire.id] = hear
+
+    office = Office(slots=1, post=post)
+    async with office.open():
+        await office.publish("a1", "a2")
+        slot = next(task for task in asyncio.all_tasks() if task.get_name() == "eventbus slot of t@g")
+        told["a1"](True)
+        slot.cancel()
+        await turns()
+        told["a2"](True)
+        await turns()
+        await office.publish("a3")
+        assert ["a1", "a2", "a3"] == office.ids
+
+
+async def test_drain_waits_for_settlements_on_their_way() -> None:
+    """What was handled is settled before the drain is over, though every slot is gone."""
+    told: list[Callable[[bool], None]] = []
+    office = Office(post=lambda delivery, verdict, hear: told.append(hear))
+    async with office.open():
+        await office.publish("a1")
+        office.worker.cut()
+
+        async def hear() -> None:
+            await turns(100)
+            told[0](True)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(hear)
+            await office.worker.drain()
+            assert 1 == office.channel.handled
+
+
 async def test_each_verdict_reaches_the_transport() -> None:
     """Done is acked, death rejected with its reason, a retry within the transport's reach is its own."""
     office = Office(Flaky(retry=60.0))

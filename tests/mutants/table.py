@@ -218,8 +218,8 @@ TAKING = (
     Mutant(
         "ledger: a lost lease is not noticed",
         "eventbus/ledger.py",
-        "ticket.kept = newest[one.seq] == one.claims and one.seq not in lost",
-        "ticket.kept = True",
+        "told(newest[one.seq] == one.claims and one.seq not in lost, failed)",
+        "told(True, failed)",
         (f"{ROUTE}a_lapsed_lease_is_taken_by_another_and_the_late_settle_is_refused",),
     ),
     Mutant(
@@ -253,6 +253,27 @@ TAKING = (
 )
 
 RUNNING = (
+    Mutant(
+        "worker: what is handled and not settled is forgotten",
+        "eventbus/worker.py",
+        "full = self._resting or len(self.running) >= self.source.slots",
+        "full = self._resting",
+        (f"{WORKER}slot_goes_on_while_its_settlement_is_on_its_way",),
+    ),
+    Mutant(
+        "worker: a drain leaves settlements on their way behind",
+        "eventbus/worker.py",
+        "            while self.running and self._slots_ended.is_set():",
+        "            while False:",
+        (f"{WORKER}drain_waits_for_settlements_on_their_way",),
+    ),
+    Mutant(
+        "worker: a woken slot that is cancelled is waited for",
+        "eventbus/worker.py",
+        "                self._called = False\n                self._wake()",
+        "                pass",
+        (f"{WORKER}woken_slot_that_is_cancelled_leaves_the_others_to_be_woken",),
+    ),
     Mutant(
         "worker: a drain has no deadline",
         "eventbus/channel.py",

@@ -8,7 +8,7 @@ import pytest
 from eventbus import Event, EventBus, Limits, Module
 from eventbus.clock import Runtime
 from eventbus.errors import StoreError
-from eventbus.ledger import Ledger
+from eventbus.ledger import Answer, Ledger
 from eventbus.store import Claimed, Recipient, Settlement
 from eventbus.stores.memory import MemoryStore
 from eventbus.testing.clock import VirtualClock
@@ -102,7 +102,9 @@ async def test_newer_claim_of_a_row_is_not_lost_with_the_older() -> None:
     kept: dict[tuple[str, int], bool] = {}
 
     async def settle(claims: int) -> None:
-        kept["settle", claims] = await ledger.settle(Settlement(7, claims, "done"))
+        answer = Answer()
+        ledger.settle(Settlement(7, claims, "done"), answer)
+        kept["settle", claims] = await answer.wait()
 
     async def extend(claims: int) -> None:
         kept["extend", claims] = await ledger.extend(7, claims)
