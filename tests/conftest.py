@@ -19,9 +19,9 @@ settings.load_profile("ci" if IN_CI else "dev")
 
 
 LONG = re.compile(
-    r"servers/|transports/test_(kafka|rabbitmq|nats_bus|nats_faults|nats_load|redis_bus)"
+    r"servers/|transports/test_(kafka|rabbitmq|nats_bus|nats_faults|redis_bus)"
     r"|stores/.*(asyncpg|asyncmy|sync psycopg)|test_model_of_sqlalchemy"
-    r"|crash/test_(deploys|server_loss|workers|order)|crash/test_kill.*(postgres|mariadb|engine)"
+    r"|crash/test_(brokers|deploys|server_loss|workers|order)|crash/test_kill.*(postgres|mariadb|engine)"
     r"|crash/test_kill.*sqlalchemy|crash/test_processes|stores/test_model|stores/test_sqlite_processes"
     r"|test_mended_passes|test_many_tests_one_after_another|test_same_seed|test_oracle_sees|test_pytest_plugin"
     r"|test_same_shop.*(redis|rabbitmq|nats|kafka)"

@@ -209,16 +209,16 @@ async def held_rows(desk: Desk) -> None:
     """
     if desk.store.exclusive:
         return
-    for recipient, type_ in ((H, "t"), (O, "o")):
-        await desk.publish(f"held {type_}", type=type_, key="a")
+    for number, (recipient, type_) in enumerate(((H, "t"), (O, "o"), (Recipient(O.name), "o"))):
+        await desk.publish(f"held {number}", type=type_, key="a")
         held = await desk.one(recipient)
         desk.clock.advance(LEASE)
-        await desk.publish(f"free {type_}", type=type_, key="b")
-        got: list[str] = []
+        await desk.publish(f"free {number}", type=type_, key="b")
+        got: list[Entry] = []
         claimed = anyio.Event()
 
-        async def claim(recipient: Recipient, got: list[str], claimed: anyio.Event) -> None:
-            got += await desk.ids(recipient)
+        async def claim(recipient: Recipient, got: list[Entry], claimed: anyio.Event) -> None:
+            got += await desk.take(recipient)
             claimed.set()
 
         async with anyio.create_task_group() as group, desk.store.begin() as unit:
@@ -226,8 +226,10 @@ async def held_rows(desk: Desk) -> None:
             group.start_soon(claim, recipient, got, claimed)
             with anyio.move_on_after(PROMPT):
                 await claimed.wait()
-            require(claimed.is_set(), f"a claim of {recipient.name} waited for a row that was held")
-        equal(got, [f"free {type_}"], "beside a row that was held")
+            require(claimed.is_set(), f"a claim of {recipient} waited for a row that was held")
+        equal(ids(got), [f"free {number}"], "beside a row that was held")
+        for entry in (held, *got):
+            await desk.settle(entry)
 
 
 async def due(desk: Desk) -> None:

@@ -5,17 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import anyio
 import pytest
 
-from eventbus.clock import Runtime, new_id
-from eventbus.errors import Lost, PublishError, TransportError
-from eventbus.limits import Limits
-from eventbus.link import Link
+from eventbus.clock import new_id
+from eventbus.errors import Lost, PublishError
 from eventbus.transport import connect
 from eventbus.transports import _kafka_sender
 from tests.servers.server import Server
@@ -138,66 +134,3 @@ async def comes_back(url: str, topic: str) -> None:
                     return
             except Lost:
                 await anyio.sleep(0.2)
-
-
-@pytest.fixture
-def restarts() -> int:
-    return 2 if os.environ.get("CI") else 1
-
-
-@pytest.fixture(scope="session")
-def hand(kafka: Server) -> Iterator[Executor]:
-    """Return a thread that lives as long as what it starts: a server ends with the thread that started it."""
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
-
-
-async def test_nothing_is_lost_over_restarts(
-    kafka: Server, url: str, topic: str, restarts: int, hand: Executor
-) -> None:
-    """A hundred publishers and one consumer group live through kills of the broker: every id arrives."""
-    total, publishers = 10_000 if restarts > 1 else 2_000, 100
-    sent: set[str] = set()
-    got: list[str] = []
-    losses: list[str] = []
-    link = Link("events", connect(url), Runtime(), Limits(connect=60.0))
-    link.topics[topic] = ("g",)
-
-    async def publish(count: int) -> None:
-        for wire in wires(count):
-            while True:
-                try:
-                    await link.publish(topic, [wire])
-                except TransportError:
-                    await anyio.sleep(0.1)
-                else:
-                    break
-            sent.add(wire.id)
-            await anyio.sleep(0.1)
-
-    async def consume() -> None:
-        while True:
-            try:
-                async with link.subscribe(topic, group="g", prefetch=100, lease=6.0, ordered=False) as subscription:
-                    while True:
-                        delivery = await subscription.receive()
-                        got.append(delivery.wire.id)
-                        await delivery.ack()
-            except TransportError as error:
-                losses.append(str(error))
-                await anyio.sleep(0.2)
-
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(link.keep)
-        tasks.start_soon(consume)
-        async with anyio.create_task_group() as senders:
-            for _ in range(publishers):
-                senders.start_soon(publish, total // publishers)
-            for number in range(restarts):
-                await until(lambda: len(got) > total * (number + 1) // (restarts + 2), 60.0)  # noqa: B023
-                kafka.kill()
-                await asyncio.get_running_loop().run_in_executor(hand, kafka.start)
-        await until(lambda: set(got) >= sent, 60.0)
-        tasks.cancel_scope.cancel()
-    assert len(sent) == total
-    assert set(got) == sent

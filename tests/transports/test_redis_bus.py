@@ -2,8 +2,6 @@
 
 import logging
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -16,9 +14,7 @@ from redis.asyncio import Redis
 from eventbus import Context, Event, EventBus, Limits, Module, Reject, Retry, WiringError
 from eventbus.errors import TransportError
 from eventbus.stores.sqlite import SQLiteStore
-from eventbus.transports.redis import RedisTransport
 from tests.servers.server import Server
-from tests.transports.redis_child import SLOTS, Made, make
 
 LOAD = int(os.environ.get("EVENTBUS_LOAD", "1000"))
 """Messages that are published while the server is killed; 10,000 where there is time."""
@@ -227,29 +223,3 @@ async def test_nothing_is_lost_when_the_server_is_killed_under_load(server: Serv
         await until(lambda: len({*shop.done}) == LOAD, lambda: f"{len({*shop.done})} of {LOAD}", 120)
     if store is not None:
         assert max(Counter(shop.done).values()) == 1
-
-
-@pytest.mark.timeout(120)
-async def test_what_a_killed_process_had_comes_to_another(server: Server, tmp_path: Path) -> None:
-    """A process killed while it handles loses nothing; its slots are all that is done twice."""
-    count = 60
-    async with RedisTransport(server.url) as transport:
-        await transport.declare("kill.made", ["kill/kill.note"])
-    outside = make(server.url, tmp_path, 0.0)
-    async with outside.running(consume=False):
-        for number in range(count):
-            await outside.publish(Made(number=number))
-
-    def noted(name: str) -> list[int]:
-        file = tmp_path / f"{name}.txt"
-        return [int(line) for line in file.read_text().split()] if file.exists() else []
-
-    command = [sys.executable, "-m", "tests.transports.redis_child", server.url, str(tmp_path)]
-    with subprocess.Popen(command) as child:  # noqa: ASYNC220 - it starts at once
-        await until(lambda: len(noted("done")) >= 5, seconds=30)
-        child.kill()
-    before = noted("started")
-    assert len(before) < count
-    async with make(server.url, tmp_path, 0.0).running():
-        await until(lambda: {*noted("done")} == {*range(count)}, lambda: str(noted("done")))
-    assert len(noted("started")) <= count + SLOTS
