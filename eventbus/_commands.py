@@ -171,7 +171,7 @@ class _Desk:
         self.owner = bus.engine.owner
         self.limits = bus.limits
 
-    def graveyards(self) -> "Sequence[Store]":
+    def graveyards(self, change: str | None = None) -> "Sequence[Store]":
         return (self._store,)
 
     def wake(self, recipients: frozenset[str] | None) -> None:

@@ -77,8 +77,8 @@ class Keeper(Protocol):
         """Return the ceilings under which bodies are read."""
         ...
 
-    def graveyards(self) -> Sequence[Graveyard]:
-        """Return every place that keeps dead entries."""
+    def graveyards(self, change: str | None = None) -> Sequence[Graveyard]:
+        """Return every place that keeps dead entries; raise ``TransactionOpenError`` if a ``change`` could not end."""
         ...
 
     def wake(self, recipients: frozenset[str] | None) -> None:
@@ -140,11 +140,12 @@ class DeadLetters:
     async def replay(self, *ids: str, **filters: Unpack[Chosen]) -> int:
         """Make dead messages due again with their failures forgotten; return how many.
 
-        Raises ``ValueError`` when neither ids nor filters say which.
+        Raises ``ValueError`` when neither ids nor filters say which, and ``TransactionOpenError`` in a transaction of a
+        store that has one writer at a time, such as SQLite.
         """
         chosen = self._filter(self._some(ids, filters, "replay"), filters, None, None)
         replayed: dict[str, int] = {}
-        for place in self._keeper().graveyards():
+        for place in self._keeper().graveyards("replay"):
             for recipient, number in (await place.replay(chosen)).items():
                 replayed[recipient] = replayed.get(recipient, 0) + number
         self._keeper().wake(frozenset(replayed))
@@ -153,10 +154,10 @@ class DeadLetters:
     async def discard(self, *ids: str, **filters: Unpack[Chosen]) -> int:
         """Forget dead messages for good; return how many.
 
-        Raises ``ValueError`` when neither ids nor filters say which.
+        Raises as ``replay`` does.
         """
         chosen = self._filter(self._some(ids, filters, "discard"), filters, None, None)
-        discarded = sum([await place.discard(chosen) for place in self._keeper().graveyards()])
+        discarded = sum([await place.discard(chosen) for place in self._keeper().graveyards("discard")])
         if discarded:
             self._keeper().wake(None)  # what stood behind them, or below their ceiling, may come now
         return discarded

@@ -17,7 +17,7 @@ from eventbus.context import Seed
 from eventbus.dead import Graveyard, Named
 from eventbus.dispatch import Dispatch, Posting
 from eventbus.entries import Entries
-from eventbus.errors import NotRunningError, WiringError, WrongLoopError
+from eventbus.errors import NotRunningError, TransactionOpenError, WiringError, WrongLoopError
 from eventbus.invoker import Surroundings
 from eventbus.keeping import StoreKeeper
 from eventbus.ledger import Ledger
@@ -94,10 +94,13 @@ class Engine:
         """Return the ceilings of the bus."""
         return self.registry.wiring.limits
 
-    def graveyards(self) -> Sequence[Graveyard]:
-        """Return every place that keeps dead entries."""
+    def graveyards(self, change: str | None = None) -> Sequence[Graveyard]:
+        """Return every place that keeps dead entries; raise ``TransactionOpenError`` if a ``change`` could not end."""
         self.require("bus.dead")
-        places: list[Graveyard] = [] if self.registry.wiring.store is None else [self.registry.wiring.store]
+        store, level = self.registry.wiring.store, self.entries.open.get()
+        if change and store is not None and store.exclusive and level is not None and not level.transaction.closed:
+            raise TransactionOpenError(f"bus.dead.{change}()")
+        places: list[Graveyard] = [] if store is None else [store]
         links = sorted(self.links.values(), key=lambda link: link.name != MEMORY)
         places.extend(Named(link.name, link.transport) for link in links if isinstance(link.transport, Graveyard))
         return places

@@ -8,6 +8,7 @@
     ├── WrongLoopError            the bus belongs to another event loop, thread or process
     ├── NoTransactionError        a durable publish outside a transaction
     ├── TransactionClosedError    a publish in a transaction that is over
+    ├── TransactionOpenError      what would wait for the open transaction
     ├── QueueFullError            waiting for room would never end
     ├── HandlerTimeoutError       a handler took longer than its timeout (also a TimeoutError)
     ├── EncodeError               a message that cannot travel
@@ -51,6 +52,7 @@ __all__ = (
     "StoreError",
     "StoreFullError",
     "TransactionClosedError",
+    "TransactionOpenError",
     "TransportError",
     "UnknownMessageError",
     "WiringError",
@@ -161,6 +163,20 @@ class TransactionClosedError(EventBusError):
         return (
             f"{self.operation} in a transaction that is over: do it before the `async with bus.transaction()` block "
             "ends, and open a transaction of its own in a task that outlives it"
+        )
+
+
+class TransactionOpenError(EventBusError):
+    """Say that an operation would wait for the open transaction, which waits for it."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(operation)
+        self.operation = operation
+
+    def __str__(self) -> str:
+        return (
+            f"{self.operation} in an open transaction would wait for itself, since this store has one writer at a "
+            "time: call it before the transaction, or after it"
         )
 
 

@@ -1,13 +1,26 @@
 """The dead: found, looked at, replayed, discarded, by several operators, in every place that keeps some."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from eventbus import Context, DeadEntry, Event, EventBus, Limits, Module, NotRunningError, Reject, Retry
+from eventbus import (
+    Context,
+    DeadEntry,
+    Event,
+    EventBus,
+    Limits,
+    Module,
+    NotRunningError,
+    Reject,
+    Retry,
+    TransactionOpenError,
+)
 from eventbus.stores.memory import MemoryStore
+from eventbus.stores.sqlite import SQLiteStore
 from eventbus.testing.harness import Harness, harness
 
 
@@ -280,6 +293,27 @@ async def test_dead_need_a_running_bus() -> None:
     for call in (bus.dead.find(), bus.dead.get("1"), bus.dead.replay("1"), bus.dead.discard("1")):
         with pytest.raises(NotRunningError, match=r"bus\.dead"):
             await call
+
+
+@pytest.mark.parametrize("verb", ["replay", "discard"])
+async def test_change_in_an_open_transaction_is_refused_where_it_would_wait_for_itself(
+    verb: str, tmp_path: Path
+) -> None:
+    """SQLite has one writer: a change inside its transaction is refused at once, and done after it."""
+    ward = Ward(routes={"x.*": "store"}, store=SQLiteStore(tmp_path / "x.db"))
+    async with harness(ward.bus) as t:
+        dead = await fill(t, Sent(number=1))
+        with anyio.fail_after(10.0):
+            async with t.bus.transaction() as tx:
+                await tx.session.execute("CREATE TABLE mine (x)")
+                for target in ({"handler": "m.first"}, {"message": Sent}):
+                    with pytest.raises(TransactionOpenError, match=rf"bus\.dead\.{verb}\(\).*after it"):
+                        await getattr(t.bus.dead, verb)(**target)
+                assert dead == await t.bus.dead.find()
+            assert await getattr(t.bus.dead, verb)(message=Sent) == len(dead)
+        ward.sick = False
+        await t.settled()
+        assert [] == t.dead
 
 
 async def test_dead_of_every_place_in_one_list() -> None:

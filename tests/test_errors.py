@@ -31,6 +31,7 @@ from eventbus.errors import (
     StoreError,
     StoreFullError,
     TransactionClosedError,
+    TransactionOpenError,
     TransportError,
     UnknownMessageError,
     WiringError,
@@ -94,6 +95,14 @@ CASES: dict[str, tuple[Callable[[], EventBusError], dict[str, Any], str]] = {
         (
             "publishing in a transaction that is over: do it before the `async with bus.transaction()` block ends, and "
             "open a transaction of its own in a task that outlives it"
+        ),
+    ),
+    "TransactionOpenError": (
+        lambda: TransactionOpenError("bus.dead.replay()"),
+        {"operation": "bus.dead.replay()"},
+        (
+            "bus.dead.replay() in an open transaction would wait for itself, since this store has one writer at a "
+            "time: call it before the transaction, or after it"
         ),
     ),
     "QueueFullError": (
