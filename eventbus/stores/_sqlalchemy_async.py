@@ -14,7 +14,17 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from eventbus.errors import StoreError, WrongLoopError
-from eventbus.stores._sqlalchemy_link import CHANNEL, TRIES, Work, is_again, is_lost, named, needs_level, work_on
+from eventbus.stores._sqlalchemy_link import (
+    CHANNEL,
+    TRIES,
+    Work,
+    is_again,
+    is_lost,
+    named,
+    needs_level,
+    pause,
+    work_on,
+)
 
 __all__ = ("AsyncLink",)
 
@@ -168,6 +178,7 @@ class AsyncLink:
                 if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error))):
                     raise named(error, self._engine.sync_engine) from error
                 log.debug("trying again: %s", error)
+            await asyncio.sleep(pause(attempt))
             attempt += 1
             fresh = False
 

@@ -1,5 +1,6 @@
 """Reach the database through the user's engine: whole verbs, each to its end, whatever becomes of who asked for it."""
 
+import random
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -19,14 +20,17 @@ __all__ = (
     "is_lost",
     "named",
     "needs_level",
+    "pause",
     "work_on",
 )
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
-TRIES = 4
+TRIES = 8
 """Attempts at a verb that the database broke off for the sake of another."""
+SHORTEST = 0.005
+"""Seconds before the second attempt at the most, doubling from there: those that met would meet again at once."""
 AGAIN = {"40001", "40P01", 1213, 1205, 1020, 5, 6}
 """Serialization failure, deadlock, lock timeout, changed row (MariaDB), SQLITE_BUSY, SQLITE_LOCKED."""
 FULL = {"53100", "53200", 1021, 1114, 13}
@@ -106,6 +110,11 @@ def code(error: BaseException) -> object:
 def is_again(error: BaseException) -> bool:
     """Tell whether the database broke a transaction off for the sake of another, so that it can be tried again."""
     return isinstance(error, DBAPIError) and code(error) in AGAIN
+
+
+def pause(attempt: int) -> float:
+    """Return the seconds to wait after an attempt that the database broke off."""
+    return random.uniform(0.0, SHORTEST * 2 ** (attempt - 1))
 
 
 def is_lost(error: BaseException) -> bool:

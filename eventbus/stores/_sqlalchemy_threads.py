@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
@@ -17,7 +18,17 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from eventbus.errors import StoreError, WrongLoopError
-from eventbus.stores._sqlalchemy_link import CHANNEL, TRIES, Work, is_again, is_lost, named, needs_level, work_on
+from eventbus.stores._sqlalchemy_link import (
+    CHANNEL,
+    TRIES,
+    Work,
+    is_again,
+    is_lost,
+    named,
+    needs_level,
+    pause,
+    work_on,
+)
 
 __all__ = ("ThreadLink",)
 
@@ -147,6 +158,7 @@ class ThreadLink:
                 if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error))):
                     raise named(error, self._engine) from error
                 log.debug("trying again: %s", error)
+            time.sleep(pause(attempt))
             attempt += 1
             fresh = False
 

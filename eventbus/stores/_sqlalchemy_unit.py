@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from eventbus.errors import TransactionClosedError
 from eventbus.store import NewEntry, Settlement
-from eventbus.stores._sqlalchemy_link import READ_COMMITTED, Link, is_lost, named
+from eventbus.stores._sqlalchemy_link import READ_COMMITTED, Link, is_again, is_lost, named
 from eventbus.stores._sqlalchemy_rows import Rows
 from eventbus.stores._sqlalchemy_schema import ENTRY
 
@@ -36,6 +36,8 @@ class JoinedUnit:
         self._engine = engine
         self._made = session
         self._closed = False
+        self._broken: BaseException | None = None
+        """What has ended the transaction in the database, though its session may go on in another."""
         self._trace()
 
     def _trace(self) -> None:
@@ -57,6 +59,8 @@ class JoinedUnit:
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         self._closed = True
+        if kind is None and self._broken is not None:
+            raise self._broken
 
     async def lock(self, seq: int, claims: int) -> bool:
         """Take the row lock of a claimed entry first of all; False if the lease is lost."""
@@ -67,7 +71,7 @@ class JoinedUnit:
         self._check_open("publishing")
         if not entries:
             return frozenset()
-        return await self._step("publishing", lambda s: self._rows.add(_connection(s), entries))
+        return await self._step("publishing", lambda s: self._rows.add(_connection(s), entries), deadlocks=True)
 
     def stands(self) -> Callable[[], bool]:
         """Return what tells whether the savepoints that are open now, and the transaction, have not been rolled back.
@@ -104,11 +108,18 @@ class JoinedUnit:
         """Roll back; if that fails too, what has failed before is told."""
         try:
             await self._link.within(self.session, step)
+            self._broken = None
         except SQLAlchemyError as error:
-            log.warning("rolling back: %s", named(error, self._engine))
+            self._broken = named(error, self._engine, "rolling back")
+            log.warning("%s", self._broken)
 
-    async def _step(self, operation: str, step: Callable[[Session], T], *, users: bool = False) -> T:
-        """Run a step; with ``users`` it writes the user's own objects too, and what is wrong with them is theirs."""
+    async def _step(
+        self, operation: str, step: Callable[[Session], T], *, users: bool = False, deadlocks: bool = False
+    ) -> T:
+        """Run a step; with ``users`` it writes the user's own objects too, and what is wrong with them is theirs.
+
+        So are ``deadlocks``: the database has taken back what the user did, and only the user can do it again.
+        """
         self._check_open(operation)
         self._link.check()
         try:
@@ -116,9 +127,14 @@ class JoinedUnit:
         except (IntegrityError, DataError) as error:
             if users:
                 raise
-            raise named(error, self._engine, operation) from error
+            self._broken = named(error, self._engine, operation)
+            raise self._broken from error
         except (SQLAlchemyError, OSError) as error:
-            raise named(error, self._engine, operation) from error
+            theirs = (users or deadlocks) and is_again(error) and self._engine.dialect.name != "sqlite"
+            self._broken = error if theirs else named(error, self._engine, operation)
+            if theirs:
+                raise
+            raise self._broken from error
 
     def _check_open(self, operation: str) -> None:
         if self._closed:
@@ -185,6 +201,7 @@ class OwnUnit(JoinedUnit):
         self._rows = rows
         self._engine = engine
         self._closed = False
+        self._broken = None
         self._sessions = sessions
         self._add = add
         self._made: Any = None
@@ -242,8 +259,11 @@ class OwnUnit(JoinedUnit):
             if kind is None and self._first:
                 await self._add(self._first)
             return
-        if kind is not None:
+        broken = self._broken
+        if kind is not None or broken is not None:
             await self._undo(lambda s: s.close())
+            if broken is not None and kind is None:
+                raise broken
             return
         try:
             users = await self._link.within(self._made, self._commit)
@@ -257,7 +277,11 @@ class OwnUnit(JoinedUnit):
     def _write_first(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
         if self._first and not transaction.nested and connection.engine.pool is self._engine.pool:
             first, self._first = self._first, []
-            self._rows.add(connection, first)
+            try:
+                self._rows.add(connection, first)
+            except SQLAlchemyError as error:
+                self._broken = named(error, self._engine, "publishing")
+                raise
 
     def _commit(self, session: Session) -> Exception | None:
         if self._first:

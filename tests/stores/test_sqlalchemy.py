@@ -1,5 +1,6 @@
 """Examine the SQLAlchemy store on every driver, with what is its own: engines, tables, drivers, wake-ups."""
 
+import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -413,6 +415,81 @@ async def test_deadlock_is_tried_again(store: SQLAlchemyStore) -> None:
             assert not second.is_set()
             await unit.add(new("y"))
     assert sorted(["w1", "w2", "w3", "x", "y"]) == sorted(await ids(store))
+
+
+DEADLOCK = {
+    "asyncmy": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'Deadlock found'",
+    "psycopg": "DO $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END $$",
+}
+DEADLOCK["sync psycopg"] = DEADLOCK["psycopg"]
+
+
+@pytest.mark.parametrize("kind", DEADLOCK)
+@ON_ASYNCIO
+async def test_deadlocks_in_a_row_are_tried_again(
+    kind: str, store: SQLAlchemyStore, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publisher outside a transaction of a user's own outlives many deadlocks in a row, one more is an error."""
+    add, met = type(store._rows).add, 0
+
+    def unlucky(rows: Any, connection: Any, entries: Any) -> frozenset[str]:
+        nonlocal met
+        met -= 1
+        if met >= 0:
+            connection.exec_driver_sql(DEADLOCK[kind])
+        return add(rows, connection, entries)
+
+    monkeypatch.setattr(type(store._rows), "add", unlucky)
+    async with SQLAlchemyStore(engine) as other:
+        met = 7
+        await other.add(new("alone"))
+        met = 7
+        async with other.begin() as unit:
+            await unit.add(new("of a unit"))
+        met = 8
+        with pytest.raises(StoreError, match=r"(?i)deadlock"):
+            await other.add(new("unlucky"))
+    assert ["alone", "of a unit"] == await ids(store)
+
+
+@pytest.mark.parametrize("kind", ["asyncmy", "psycopg", "asyncpg"])
+@ON_ASYNCIO
+@pytest.mark.parametrize("caught", [False, True])
+async def test_deadlock_in_a_transaction_of_the_users_is_theirs(
+    store: SQLAlchemyStore, database: Database, caught: bool
+) -> None:
+    """Of two transactions that wait for each other one gets the database's own error, and nothing of it stays."""
+    database.run("DROP TABLE IF EXISTS mine", "CREATE TABLE mine (id VARCHAR(9) PRIMARY KEY)")
+    failed: dict[str, str] = {}
+    written, both = 0, anyio.Event()
+
+    async def publish(mine: str, other: str) -> None:
+        nonlocal written
+        try:
+            async with store.begin() as unit:
+                await unit.session.execute(text(f"INSERT INTO mine VALUES ('{mine}')"))
+                await unit.add(new(mine))
+                written += 1
+                if written == 2:
+                    both.set()
+                await both.wait()
+                try:
+                    await unit.add(new(other))
+                except DBAPIError:
+                    if not caught:
+                        raise
+                    with contextlib.suppress(DBAPIError):  # PostgreSQL goes on only after a rollback
+                        await unit.session.execute(text(f"INSERT INTO mine VALUES ('{mine}2')"))
+        except DBAPIError as error:
+            failed[mine] = str(error).lower()
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(publish, "a", "b")
+            group.start_soon(publish, "b", "a")
+    assert ["deadlock" in error for error in failed.values()] == [True]
+    assert {"a", "b"} - {*failed} == {row[0] for row in database.run("SELECT id FROM mine")}
+    assert ["a", "b"] == sorted(await ids(store))
 
 
 @pytest.mark.parametrize("kind", ["psycopg", "asyncpg"])
