@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
-from urllib.parse import urlsplit
 
 from eventbus._extras import load
+from eventbus._urls import split_url
 from eventbus.clock import Clock
 from eventbus.errors import StoreError, StoreFullError, TransactionClosedError
 from eventbus.limits import Limits
@@ -323,7 +323,7 @@ def connect(url: str, limits: Limits | None = None) -> Store:
     >>> connect("memory://").shared
     False
     """
-    named = urlsplit(url).scheme
+    named = split_url(url).scheme
     scheme = named.partition("+")[0]
     target = SCHEMES.get(named) or SCHEMES.get(scheme)
     if target is not None:

@@ -12,9 +12,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Literal, Protocol, Self, runtime_checkable
-from urllib.parse import urlsplit
 
 from eventbus._extras import load
+from eventbus._urls import split_url
 from eventbus.context import EMPTY
 from eventbus.errors import Lost, PublishError, Refused, SettleError, TransportError
 from eventbus.limits import Limits
@@ -194,7 +194,7 @@ def connect(url: str, limits: Limits | None = None) -> Transport:
     >>> connect("memory://").capabilities.confirm
     'none'
     """
-    scheme = urlsplit(url).scheme
+    scheme = split_url(url).scheme
     target = SCHEMES.get(scheme)
     if target is not None:
         transport: Transport = load(target).from_url(url, limits=limits or Limits())

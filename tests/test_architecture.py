@@ -13,7 +13,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "eventbus"
 
-GROUND = ("errors", "_extras", "limits", "clock", "message", "_strict_json", "envelope", "cloudevents", "context")
+GROUND = (
+    "errors",
+    "_extras",
+    "_urls",
+    "limits",
+    "clock",
+    "message",
+    "_strict_json",
+    "envelope",
+    "cloudevents",
+    "context",
+)
 PROMISES = ("codec", "middleware", "transport", "store")
 ENGINE = (
     *(

@@ -160,7 +160,7 @@ def test_fault_has_a_line(text: str, line: int, says: str) -> None:
         ('[routes]\n"shop.*" = "evnts"\n[transports]\nevents = "memory://"', 2, "did you mean 'events'?"),
         ('store = "postgressql://x"', 1, "did you mean 'postgresql'?"),
         ('store = "shop.db"', 1, "is no address that anybody here offers (known are"),
-        ('store = "sqlite:///a.db?sync=full"', 1, "sqlite:// takes the option synchronous, not sync"),
+        ('store = "sqlite:///a.db?sync=full"', 1, "sqlite:// takes the options synchronous, each once"),
         ('[transports]\nx = "nonesuch://"', 2, "is no address that anybody here offers (known are"),
     ],
 )

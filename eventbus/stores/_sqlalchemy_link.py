@@ -2,9 +2,10 @@
 
 import random
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -21,6 +22,7 @@ __all__ = (
     "named",
     "needs_level",
     "pause",
+    "shown",
     "work_on",
 )
 
@@ -35,6 +37,9 @@ AGAIN = {"40001", "40P01", 1213, 1205, 1020, 5, 6}
 """Serialization failure, deadlock, lock timeout, changed row (MariaDB), SQLITE_BUSY, SQLITE_LOCKED."""
 FULL = {"53100", "53200", 1021, 1114, 13}
 """Disk full, out of memory, table full (MariaDB), SQLITE_FULL."""
+
+SHORT = 4
+"""Letters below which an option of a URL is no secret."""
 
 CHANNEL = "eventbus"
 """What a writer notifies and a listener listens to, in PostgreSQL."""
@@ -125,16 +130,21 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
+def shown(url: URL) -> str:
+    """Return a URL without its password and its options, which may hold another one."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
 def named(error: BaseException, engine: Engine, doing: str = "") -> BaseException:
     """Return what an error is called outside, without passwords, statements or bodies."""
     if isinstance(error, EventBusError) or not isinstance(error, (SQLAlchemyError, OSError, TimeoutError)):
         return error
     orig = getattr(error, "orig", None) or error
     text = " ".join(str(orig).split())[:500] or type(orig).__name__
-    password = engine.url.password
-    if password:
-        text = text.replace(str(password), "***")
-    where = engine.url.render_as_string(hide_password=True)
+    given = chain.from_iterable([one] if isinstance(one, str) else one for one in engine.url.query.values())
+    for secret in filter(None, (engine.url.password, *(one for one in given if len(one) >= SHORT))):
+        text = text.replace(str(secret), "***")
+    where = shown(engine.url)
     kind = StoreFullError if code(error) in FULL else StoreError
     found = kind(f"{where}: {doing}{': ' if doing else ''}{text}")
     found.__cause__ = error

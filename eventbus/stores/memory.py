@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
-from urllib.parse import urlsplit
 
 import anyio
 from anyio.lowlevel import checkpoint
 
+from eventbus._urls import split_url
 from eventbus.clock import Clock, Setback
 from eventbus.errors import StoreError, StoreFullError, TransactionClosedError
 from eventbus.limits import Limits
@@ -132,8 +132,8 @@ class MemoryStore:
     @classmethod
     def from_url(cls, url: str, *, limits: Limits = DEFAULTS) -> Self:
         """Return the store of ``memory://``. Raises ``ValueError`` for anything behind it."""
-        if urlsplit(url)[1:] != ("", "", "", ""):
-            raise ValueError(f"memory:// takes nothing behind it, not {url!r}")
+        if split_url(url)[1:] != ("", "", "", ""):
+            raise ValueError("memory:// takes nothing behind it")
         return cls(limits=limits)
 
     def bind(self, clock: Clock | None) -> None:

@@ -13,8 +13,8 @@ import anyio
 from eventbus.errors import MissingExtraError, StoreError
 
 try:
-    from sqlalchemy import Connection, Engine, create_engine, make_url
-    from sqlalchemy.exc import DBAPIError, InvalidRequestError
+    from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+    from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, NoSuchModuleError
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
     from sqlalchemy.orm import Session, sessionmaker
 except ModuleNotFoundError as error:
@@ -37,7 +37,7 @@ from eventbus.store import (
 )
 from eventbus.stores._sqlalchemy_async import AsyncLink
 from eventbus.stores._sqlalchemy_gathering import Gathering
-from eventbus.stores._sqlalchemy_link import Link, named
+from eventbus.stores._sqlalchemy_link import Link, named, shown
 from eventbus.stores._sqlalchemy_mariadb import MariaDBRows
 from eventbus.stores._sqlalchemy_postgresql import PostgreSQLRows
 from eventbus.stores._sqlalchemy_rows import BATCH, Rows
@@ -99,7 +99,7 @@ class SQLAlchemyStore:
         self._link: Link = AsyncLink(engine) if isinstance(engine, AsyncEngine) else ThreadLink(engine)
         self._sessions = sessionmaker or _sessionmaker(engine)
         self._rows = _rows(self._engine, limits, notify=listen)
-        self._where = self._engine.url.render_as_string(hide_password=True)
+        self._where = shown(self._engine.url)
         self._gathering = Gathering(self._link, self._rows.add) if "add" in self._rows.single else None
         self._setback = Setback(None)
         self._open = False
@@ -111,19 +111,17 @@ class SQLAlchemyStore:
         ``?create=true`` and ``?listen=false`` are as the arguments; what else stands there is for the driver. Without
         a driver PostgreSQL means psycopg, MariaDB asyncmy.
         """
-        parts = make_url(url)
+        parts = _quietly(lambda: make_url(url))
+        if "@" in (parts.host or ""):
+            raise ValueError("the URL of the store has a second @: percent-encode what stands in a password")
         options: dict[str, Any] = {
             name: _flag(name, parts.query[name]) for name in ("create", "listen") if name in parts.query
         }
         parts = parts.difference_update_query(["create", "listen"])
         if parts.drivername in DRIVERS:
             parts = parts.set(drivername=f"{parts.drivername}+{DRIVERS[parts.drivername]}")
-        engine: AsyncEngine | Engine
         try:
-            try:
-                engine = create_async_engine(parts)
-            except InvalidRequestError:  # the driver is not an async one
-                engine = create_engine(parts)
+            engine = _quietly(lambda: _engine(parts))
         except ModuleNotFoundError as error:
             raise StoreError(f"{parts.drivername} needs a library: pip install {error.name}") from error
         store = cls(engine, limits=limits, **options)
@@ -161,6 +159,9 @@ class SQLAlchemyStore:
         try:
             await self._link.open()
             await self._prepare()
+        except TypeError as error:
+            await self._link.close()
+            raise StoreError(f"{self._where}: the driver does not take an option of the URL: {error}") from error
         except BaseException:
             await self._link.close()
             raise
@@ -208,7 +209,7 @@ class SQLAlchemyStore:
         other = sync.get_bind(clause=ENTRY).engine
         if other.pool is not self._engine.pool:
             raise StoreError(
-                f"the session works on {other.url!r}, the store on {self._engine.url!r} through another engine: what "
+                f"the session works on {shown(other.url)}, the store on {self._where} through another engine: what "
                 "they write is not committed together. Make both of the same engine"
             )
         return session
@@ -335,8 +336,26 @@ class SQLAlchemyStore:
 
 def _flag(name: str, value: object) -> bool:
     if value not in ("true", "false"):
-        raise ValueError(f"?{name}= is true or false, not {value!r}")
+        raise ValueError(f"?{name}= is true or false")
     return value == "true"
+
+
+def _engine(parts: URL) -> AsyncEngine | Engine:
+    try:
+        return create_async_engine(parts)
+    except InvalidRequestError:  # the driver is not an async one
+        return create_engine(parts)
+
+
+def _quietly(step: Callable[[], T]) -> T:
+    """Return what a step makes of a URL. Raises ``ValueError`` that quotes none of it, as SQLAlchemy's own may."""
+    try:
+        return step()
+    except NoSuchModuleError as error:
+        why = f"SQLAlchemy knows no such driver: {error}"
+    except (ArgumentError, ValueError):
+        why = "SQLAlchemy cannot read the URL of the store: user and password percent-encoded, the port a number"
+    raise ValueError(why)
 
 
 def _sessionmaker(engine: AsyncEngine | Engine) -> "async_sessionmaker[AsyncSession] | sessionmaker[Session]":

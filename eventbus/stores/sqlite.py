@@ -7,10 +7,11 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 import anyio
 
+from eventbus._urls import options_of, split_url
 from eventbus.clock import Clock, Setback
 from eventbus.errors import StoreError
 from eventbus.limits import Limits
@@ -71,7 +72,7 @@ class SQLiteStore:
         limits: Limits = DEFAULTS,
     ) -> None:
         if synchronous not in ("full", "normal"):
-            raise ValueError(f'synchronous= is "full" or "normal", not {synchronous!r}')
+            raise ValueError('synchronous= is "full" or "normal"')
         if not os.fspath(path) or os.fspath(path) == ":memory:":
             raise ValueError("an SQLite store needs a file; what is to live in memory only is memory://")
         self._path = Path(path).absolute()
@@ -87,14 +88,10 @@ class SQLiteStore:
 
         Raises ``ValueError`` for anything else.
         """
-        parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-        unknown = sorted(set(options) - {"synchronous"})
+        parts = split_url(url)
         if parts.scheme != "sqlite" or parts.netloc or parts.fragment:
             raise ValueError("an SQLite store is named sqlite:///relative.db or sqlite:////absolute.db")
-        if unknown:
-            raise ValueError(f"sqlite:// takes the option synchronous, not {', '.join(unknown)}")
-        synchronous: Any = options.get("synchronous", "full")
+        synchronous: Any = options_of(parts, ("synchronous",)).get("synchronous", "full")
         return cls(unquote(parts.path[1:]), synchronous=synchronous, limits=limits)
 
     @property

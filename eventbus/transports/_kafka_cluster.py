@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 from eventbus._extras import require
+from eventbus._urls import options_of, split_url
 from eventbus.errors import Lost, Refused, TransportError
 
 __all__ = ("Cluster", "Discretion", "aiokafka", "dead_topic", "failure", "group_id", "topic_name")
@@ -45,7 +46,7 @@ class Cluster:
     """Hold what a ``kafka://`` URL says; the password is in no representation."""
 
     servers: tuple[str, ...]
-    user: str | None = None
+    user: str | None = field(default=None, repr=False)
     password: str = field(default="", repr=False)
     sasl: str = "PLAIN"
     tls: bool = False
@@ -64,15 +65,10 @@ class Cluster:
     @classmethod
     def from_url(cls, url: str) -> "Cluster":
         """Return what a URL says. Raises ``ValueError`` for what it does not know, without showing a password."""
-        parts = urlsplit(url)
+        parts = split_url(url)
         login, _, places = parts.netloc.rpartition("@")
         user, _, password = login.partition(":")
-        pairs = parse_qsl(parts.query, keep_blank_values=True)
-        options = dict(pairs)
-        unknown = sorted({*options} - {*OPTIONS})
-        if unknown or len(options) != len(pairs):
-            what = f"no option {unknown[0]!r}" if unknown else "each option only once"
-            raise ValueError(f"kafka:// knows {what}: known are {', '.join(OPTIONS)}")
+        options = options_of(parts, OPTIONS)
         if parts.path not in {"", "/"} or parts.fragment or not all(_is_place(one) for one in places.split(",")):
             raise ValueError("kafka:// takes host:port, more of them with commas, and then only ?options")
         given: dict[str, Any] = {name: options[name] for name in FILES if name in options}
@@ -87,7 +83,7 @@ class Cluster:
             **given,
         )
         if cluster.sasl not in MECHANISMS:
-            raise ValueError(f"kafka://...?sasl= takes {', '.join(MECHANISMS)}, not {cluster.sasl!r}")
+            raise ValueError(f"kafka://...?sasl= takes {', '.join(MECHANISMS)}")
         if not cluster.tls and {*FILES} & {*options}:
             raise ValueError("cafile, certfile and keyfile are for kafka+ssl://")
         return cluster
@@ -125,13 +121,13 @@ def _is_place(text: str) -> bool:
 def _choice(options: Mapping[str, str], name: str) -> bool:
     value = options.get(name, "true")
     if value not in {"true", "false"}:
-        raise ValueError(f"kafka://...?{name}= takes true or false, not {value!r}")
+        raise ValueError(f"kafka://...?{name}= takes true or false")
     return value == "true"
 
 
 def _whole(name: str, value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"kafka://...?{name}= takes a whole number from 1, not {value!r}")
+        raise ValueError(f"kafka://...?{name}= takes a whole number from 1")
     return int(value)
 
 

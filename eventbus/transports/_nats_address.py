@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
+
+from eventbus._urls import options_of, split_url
 
 __all__ = ("Address", "consumer_of", "dead_stream_of", "dead_subject_of", "safe_name", "stream_of", "subject_of")
 
@@ -28,7 +30,7 @@ class Address:
     """Say where a NATS server is, how to be let in, and what to create there; ``repr`` shows no secret."""
 
     servers: tuple[str, ...]
-    user: Text = None
+    user: Text = field(default=None, repr=False)
     password: Text = field(default=None, repr=False)
     token: Text = field(default=None, repr=False)
     credentials: Text = None
@@ -51,15 +53,12 @@ class Address:
 
         Raises ``ValueError`` that names the known options, and never shows the part before the ``@``.
         """
-        parts = urlsplit(url)
+        parts = split_url(url)
         secret, _, hosts = parts.netloc.rpartition("@")
-        where = f"{parts.scheme}://{hosts}"
+        where = f"{parts.scheme}://"
         if parts.path not in ("", "/") or parts.fragment:
             raise ValueError(f"{where} takes hosts and options, no path and no fragment")
-        pairs = parse_qsl(parts.query, keep_blank_values=True)
-        options = dict(pairs)
-        if len(options) < len(pairs) or not options.keys() <= {*known}:
-            raise ValueError(f"{where} takes the options {', '.join(known)}, each once, and nothing else")
+        options = options_of(parts, known)
         user, colon, password = secret.partition(":")
         return cls(
             servers=tuple(_server(host, where) for host in (hosts or "localhost").split(",")),
@@ -87,16 +86,15 @@ class Address:
         return context
 
 
-def _server(host: str, where: str) -> str:
-    parts = urlsplit(f"nats://{host}")
+def _server(text: str, where: str) -> str:
     try:
-        port = parts.port or PORT
+        parts = split_url(f"nats://{text}")
+        host, port = parts.hostname, parts.port or PORT
     except ValueError:
-        port = 0
-    if not parts.hostname or not port:
-        raise ValueError(f"{where} names a host that cannot be read: {host!r}")
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"nats://{name}:{port}"
+        host, port = None, 0
+    if not host or not port:
+        raise ValueError(f"{where} names a host that cannot be read; a user and a password are percent-encoded")
+    return f"nats://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _values(options: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -112,7 +110,7 @@ def _values(options: Mapping[str, str], where: str) -> dict[str, Any]:
             else:
                 values[name] = _not_empty(text)
         except (KeyError, ValueError):
-            raise ValueError(f"{where}: {name}={text!r} cannot be read") from None
+            raise ValueError(f"{where}...?{name}= cannot take this value") from None
     return values
 
 

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from eventbus._extras import require
+from eventbus._urls import split_url
 from eventbus.errors import Lost, TransportError
 
 __all__ = ("Address", "Command", "Line", "Session", "read_url", "refusal")
@@ -33,7 +34,7 @@ class Address:
     host: str
     port: int
     db: int
-    username: str | None = None
+    username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     tls: bool = False
     timeout: float = 5.0
@@ -51,7 +52,7 @@ def read_url(url: str, scheme: str, options: Sequence[str]) -> tuple[Address, di
     """Return the address in a URL, and its other options. Raises ``ValueError``, which never quotes the URL."""
     known = (*LINK_OPTIONS, *options)
     try:
-        parts = urlsplit(url)
+        parts = split_url(url)
         port = parts.port
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         found = dict(pairs)
@@ -60,7 +61,7 @@ def read_url(url: str, scheme: str, options: Sequence[str]) -> tuple[Address, di
         timeout = float(found.pop("timeout", "5"))
         fine = fine and 0 < timeout < float("inf")
     except ValueError:
-        fine, parts, port, db, timeout, found = False, urlsplit(""), None, "0", 5.0, dict[str, str]()
+        fine, parts, port, db, timeout, found = False, split_url(""), None, "0", 5.0, dict[str, str]()
     if not fine:
         raise ValueError(
             f"{scheme}:// takes user:password@host:port/number of the database and the options {', '.join(known)}, "

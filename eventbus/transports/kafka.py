@@ -52,7 +52,7 @@ class KafkaTransport:
     own. Topics that ``declare`` creates get ``?partitions=12&replication=-1`` (-1: what the broker prefers).
 
     >>> KafkaTransport.from_url("kafka://shop:secret@localhost:9092?partitions=3").cluster
-    Cluster(servers=('localhost:9092',), user='shop', sasl='PLAIN', tls=False, cafile=None, certfile=None, \
+    Cluster(servers=('localhost:9092',), sasl='PLAIN', tls=False, cafile=None, certfile=None, \
 keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
     """
 

@@ -11,12 +11,12 @@ from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Seque
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Self
-from urllib.parse import parse_qsl, urlsplit
 
 import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
+from eventbus._urls import options_of, split_url
 from eventbus.clock import Clock, SystemClock
 from eventbus.context import draining
 from eventbus.errors import Lost, PublishError, QueueFullError, Refused, TransportError
@@ -69,12 +69,11 @@ class MemoryTransport:
     @classmethod
     def from_url(cls, url: str, *, limits: Limits = DEFAULTS) -> Self:
         """Return the transport of ``memory://?queue=1000``. Raises ``ValueError`` for what it does not know."""
-        parts = urlsplit(url)
-        pairs = parse_qsl(parts.query, keep_blank_values=True)
-        known = all(name in OPTIONS and value.isdecimal() for name, value in pairs) and len(dict(pairs)) == len(pairs)
-        if not known or parts.netloc or parts.path or parts.fragment:
+        parts = split_url(url)
+        given = options_of(parts, OPTIONS)
+        if not all(map(str.isdecimal, given.values())) or parts.netloc or parts.path or parts.fragment:
             raise ValueError(f"memory:// takes whole numbers for {', '.join(OPTIONS)}, each once, and nothing else")
-        return cls(limits=replace(limits, **{name: int(value) for name, value in pairs}))
+        return cls(limits=replace(limits, **{name: int(value) for name, value in given.items()}))
 
     async def __aenter__(self) -> Self:
         """Open, with what the last opening left; the task that opens it also closes it."""

@@ -10,8 +10,9 @@ import ssl
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
-from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+from urllib.parse import SplitResult, quote
 
+from eventbus._urls import options_of, split_url
 from eventbus.errors import Lost, PublishError, Refused, TransportError
 from eventbus.limits import Limits
 from eventbus.transport import Capabilities, Subscription, Wire
@@ -144,14 +145,11 @@ class RabbitMQTransport:
 
 def parse(url: str) -> Address:
     """Return what a URL says. Raises ``ValueError``, which never shows the URL: it may hold a password."""
-    parts = urlsplit(url)
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    options = dict(pairs)
-    if unknown := sorted(set(options) - set(OPTIONS)):
-        raise ValueError(f"{parts.scheme}:// does not know {', '.join(unknown)}: options are {', '.join(OPTIONS)}")
-    if len(options) != len(pairs) or "" in options.values():
-        raise ValueError(f"{parts.scheme}:// takes each option once and with a value")
-    if parts.scheme not in ("amqp", "amqps") or not parts.hostname or parts.fragment:
+    parts = split_url(url)
+    options = options_of(parts, OPTIONS)
+    if "" in options.values():
+        raise ValueError(f"{parts.scheme}:// takes each option with a value")
+    if parts.scheme not in ("amqp", "amqps") or not parts.hostname or parts.fragment or not _is_place(parts):
         raise ValueError("RabbitMQ is at amqp://user:password@host:port/vhost, or amqps:// with TLS")
     if options.get("declare", "true") not in ("true", "false"):
         raise ValueError("declare= is true or false")
@@ -165,6 +163,14 @@ def parse(url: str) -> Address:
         timeout=_seconds(options, "timeout", 10.0),
         passive=options.get("declare") == "false",
     )
+
+
+def _is_place(parts: SplitResult) -> bool:
+    """Tell whether what would be shown is a place, and not the half of a password with a slash in it."""
+    try:
+        return parts.port != 0 and "@" not in parts.path
+    except ValueError:
+        return False
 
 
 def _host(parts: SplitResult) -> str:

@@ -566,7 +566,7 @@ async def test_another_event_loop_is_refused(anyio_backend: str, scheme: str) ->
     ],
 )
 def test_a_url_with_anything_unknown_is_refused(tail: str) -> None:
-    with pytest.raises(ValueError, match="nats://localhost") as caught:
+    with pytest.raises(ValueError, match="nats://") as caught:
         connect(f"nats://user:{SECRET}@localhost{tail}")
     assert SECRET not in str(caught.value)
 

@@ -85,7 +85,7 @@ def test_a_url_is_read_strictly(url: str) -> None:
 
 def test_an_unknown_option_names_the_known_ones() -> None:
     """A misspelt option is answered with all there are."""
-    with pytest.raises(ValueError, match="does not know hartbeat: options are cafile, certfile, declare, exchange"):
+    with pytest.raises(ValueError, match="takes the options cafile, certfile, declare, exchange"):
         connect("amqp://h/?hartbeat=1")
 
 
