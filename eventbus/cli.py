@@ -176,7 +176,10 @@ def _number(text: str) -> int:
 def _duration(text: str) -> timedelta:
     if not text[:-1].isdecimal() or text[-1:] not in SECONDS:
         raise argparse.ArgumentTypeError(f"takes a time such as 30s, 5m, 2h or 7d, not {text!r}")
-    return timedelta(seconds=int(text[:-1]) * SECONDS[text[-1]])
+    try:
+        return timedelta(seconds=int(text[:-1]) * SECONDS[text[-1]])
+    except (OverflowError, ValueError):
+        raise argparse.ArgumentTypeError("takes a time that a clock can count") from None
 
 
 def _rate(text: str) -> float:
@@ -187,13 +190,13 @@ def _rate(text: str) -> float:
 
 
 def _since(text: str) -> datetime:
-    if text[:-1].isdecimal() and text[-1:] in SECONDS:
-        return datetime.now(UTC) - _duration(text)
     try:
+        if text[:-1].isdecimal() and text[-1:] in SECONDS:
+            return datetime.now(UTC) - _duration(text)
         when = datetime.fromisoformat(text)
-    except ValueError:
+        return when if when.tzinfo else when.astimezone()
+    except (OSError, OverflowError, ValueError):
         raise argparse.ArgumentTypeError(f"takes a time such as 2026-01-31T12:00+00:00 or 2h, not {text!r}") from None
-    return when if when.tzinfo else when.astimezone()
 
 
 def _worker(options: argparse.Namespace) -> int:

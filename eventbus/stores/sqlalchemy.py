@@ -353,7 +353,7 @@ def _quietly(step: Callable[[], T]) -> T:
         return step()
     except NoSuchModuleError as error:
         why = f"SQLAlchemy knows no such driver: {error}"
-    except (ArgumentError, ValueError):
+    except (ArgumentError, TypeError, ValueError):
         why = "SQLAlchemy cannot read the URL of the store: user and password percent-encoded, the port a number"
     raise ValueError(why)
 

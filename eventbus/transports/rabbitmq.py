@@ -193,9 +193,12 @@ def _context(parts: SplitResult, options: dict[str, str]) -> ssl.SSLContext | No
         if given:
             raise ValueError(f"{', '.join(given)} are for amqps://, which has TLS")
         return None
-    context = ssl.create_default_context(cafile=options.get("cafile"))
-    if "certfile" in options:
-        context.load_cert_chain(options["certfile"], options.get("keyfile"))
+    try:
+        context = ssl.create_default_context(cafile=options.get("cafile"))
+        if "certfile" in options:
+            context.load_cert_chain(options["certfile"], options.get("keyfile"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"amqps://: cafile, certfile or keyfile cannot be used: {error}") from error
     return context
 
 
