@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, current_token
 
 from eventbus.broadcast import Broadcast
@@ -122,7 +122,7 @@ class Engine:
             if self.registry.wiring.store is not None:
                 await stack.enter_async_context(self.registry.wiring.store)
             async with anyio.create_task_group() as group:
-                staff = self._staff = await group.start(self._employ, name="eventbus")
+                staff = await self._hire(group)
                 try:
                     for link in self._declared():
                         await staff.start(link.keep, name=f"eventbus {link.name}")
@@ -148,12 +148,28 @@ class Engine:
             raise NotRunningError("committing a transaction", self.state)
         self._staff.start_soon(action, name="eventbus commit")
 
-    async def _employ(self, *, task_status: TaskStatus[TaskGroup]) -> None:
-        """Hold the tasks of the bus, which a cancellation of its lifetime must not reach before they are drained."""
-        with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as staff:
-                task_status.started(staff)
-                await anyio.sleep_forever()
+    async def _hire(self, group: TaskGroup) -> TaskGroup:
+        """Return a group for the tasks of the bus, which a cancellation of its lifetime must not reach undrained.
+
+        Not by ``group.start()``: cut in the middle, that would wait for ever for a task that shields itself.
+        """
+        shelter, ready, hired = anyio.CancelScope(shield=True), anyio.Event(), list[TaskGroup]()
+
+        async def employ() -> None:
+            with shelter:
+                async with anyio.create_task_group() as staff:
+                    hired.append(staff)
+                    ready.set()
+                    await anyio.sleep_forever()
+
+        group.start_soon(employ, name="eventbus")
+        try:
+            await ready.wait()
+        except BaseException:
+            shelter.cancel()
+            raise
+        self._staff = hired[0]
+        return hired[0]
 
     async def _consume(self, staff: TaskGroup, ledger: Ledger | None) -> None:
         limits = self.registry.wiring.limits
