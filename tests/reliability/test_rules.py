@@ -72,9 +72,7 @@ async def test_s1_nothing_is_unpickled(tmp_path: Path, kind: str) -> None:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["os.system", "builtins.eval", "../../x", "this", "xml.dom.minidom"]
-)
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "../../x", "this", "xml.dom.minidom"])
 async def test_s2_no_name_is_imported_from_the_wire(name: str) -> None:
     """A type that is a path into Python is an unknown name like others: it waits, and nothing is imported (S2)."""
     async with harness(shop()) as t:
