@@ -21,7 +21,7 @@ settings.load_profile("ci" if IN_CI else "dev")
 LONG = re.compile(
     r"servers/|transports/test_(kafka|rabbitmq|nats_bus|nats_faults|redis_bus)"
     r"|stores/.*(asyncpg|asyncmy|sync psycopg)|test_model_of_sqlalchemy"
-    r"|crash/test_(brokers|deploys|server_loss|workers|order)|crash/test_kill.*(postgres|mariadb|engine)"
+    r"|crash/test_(brokers|deploys|operations|server_loss|workers|order)|crash/test_kill.*(postgres|mariadb|engine)"
     r"|crash/test_kill.*sqlalchemy|crash/test_processes|stores/test_model|stores/test_sqlite_processes"
     r"|test_mended_passes|test_many_tests_one_after_another|test_same_seed|test_oracle_sees|test_pytest_plugin"
     r"|test_same_shop.*(redis|rabbitmq|nats|kafka)"
@@ -51,7 +51,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--drains",
         type=int,
         default=int(os.environ.get("EVENTBUS_DRAINS", "3")),
-        help="how often a loaded worker is drained, and a server reloaded (default: $EVENTBUS_DRAINS, or 3)",
+        help="how often a loaded worker is drained (default: $EVENTBUS_DRAINS, or 3)",
+    )
+    parser.addoption(
+        "--touches",
+        type=int,
+        default=int(os.environ.get("EVENTBUS_TOUCHES", "3")),
+        help="how often a server is reloaded, and one of four workers killed (default: $EVENTBUS_TOUCHES, or 3)",
     )
     parser.addoption("--seed", type=int, default=None, help="play this seed of the simulation and no other")
     parser.addoption(
@@ -82,8 +88,14 @@ def kills(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(scope="session")
 def drains(request: pytest.FixtureRequest) -> int:
-    """Return how often a loaded worker is drained, and a server reloaded."""
+    """Return how often a loaded worker is drained."""
     return request.config.getoption("--drains")
+
+
+@pytest.fixture(scope="session")
+def touches(request: pytest.FixtureRequest) -> int:
+    """Return how often a server is reloaded, and one of four workers killed."""
+    return request.config.getoption("--touches")
 
 
 @pytest.fixture(scope="session")
