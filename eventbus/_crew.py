@@ -1,6 +1,5 @@
 """Keep several worker processes: start again what dies, and in development all of them when a file changes."""
 
-import contextlib
 import json
 import logging
 import os
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def _files(directories: Sequence[str]) -> Mapping[str, int]:
         for folder, inner, names in os.walk(directory):
             inner[:] = [name for name in inner if not _is_foreign(Path(folder, name))]
             for file in (Path(folder, name) for name in names if name.endswith(".py")):
-                with contextlib.suppress(FileNotFoundError):  # taken away meanwhile, which is a change as well
+                with suppress(FileNotFoundError):  # taken away meanwhile, which is a change as well
                     found[str(file)] = file.stat().st_mtime_ns
     return found
 

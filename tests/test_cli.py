@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -502,8 +503,10 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("rich", [True, False], ids=["rich", "plain"])
-def test_progress(monkeypatch: pytest.MonkeyPatch, rich: bool) -> None:
+def test_progress(monkeypatch: pytest.MonkeyPatch, absent: Callable[[str], NoReturn], rich: bool) -> None:
     """At a terminal a bar grows, by rich or without."""
+    if rich and find_spec("rich") is None:
+        absent("no rich: pip install rich")
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     if not rich:
