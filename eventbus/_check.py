@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventbus._commands import Unusable, in_loop
+from eventbus._extras import load
 from eventbus._screen import as_json, plain, say
 from eventbus.errors import WiringError
-from eventbus.health import stranded
 
 if TYPE_CHECKING:
     from eventbus.bus import EventBus
@@ -77,7 +77,7 @@ def _strays(registry: "Registry", backlog: Sequence["Backlog"], faults: list[str
             faults.append(f"{one.recipient}: {one.waiting} wait and {why}: {cure}")
         elif lost and one.announced:
             notes.append(f"{one.recipient} gets messages and this application has no such handler: {cure}")
-    outwards = stranded(registry, [one for one in backlog if ">" in one.recipient])
+    outwards: list[str] = load("eventbus.health:stranded")(registry, [one for one in backlog if ">" in one.recipient])
     faults.extend(f"{fault}: name it in transports=, or end it with `eventbus forget`" for fault in outwards)
     announced = {one.recipient for one in backlog if one.announced}
     if not ours & announced:  # no process has ever run here, or none for a day

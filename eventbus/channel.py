@@ -143,11 +143,13 @@ class Channel:
         self.slots.cancel()
         with self._clock.move_on_after(reserve / 2):
             await self._slots_ended.wait()
-        with self._clock.move_on_after(reserve / 2):
+        with self._clock.move_on_after(reserve / 2) as handing:
             await self._stop_intake()
             await self._hand_back([*self._cut, *self._lanes.clear()])
             while self.running and self._slots_ended.is_set():
                 await self._changed.wait()
+        if handing.cancelled_caught:
+            log.warning("%s: no time was left to hand everything back, the rest waits for its lease", self.source.name)
         if self.running:
             log.warning("%s: %d handling(s) could not be ended", self.source.name, len(self.running))
         self._drained.set()

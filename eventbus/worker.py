@@ -35,7 +35,7 @@ class Worker:
 
     async def drain(self) -> None:
         """Stop intake at once, let running handlers finish, hand the rest back: in parallel, one deadline."""
-        reserve = min(2.0, self._limits.drain / 10)
+        reserve = min(2.0, self._limits.drain / 4)
         async with anyio.create_task_group() as group:
             for channel in self.channels:
                 group.start_soon(channel.drain, self._limits.drain - reserve, reserve, self._left)

@@ -301,7 +301,7 @@ def test_what_the_shop_is(place: Path, call: Call) -> None:
     (facts,) = json.loads(call("explain", "--json", "shop.order_placed", SHOP))["messages"]
     assert facts["route"] == ["store"]
     assert "command shop.place_order" in call("topology", SHOP)
-    assert len(json.loads(call("topology", SHOP, "--json"))["messages"]) == 6
+    assert len(json.loads(call("topology", SHOP, "--json"))["messages"]) == 8
     drawn = call("topology", "--mermaid", SHOP)
     assert drawn.startswith("flowchart LR\n")
     assert '["payments.charge_payment"]' in drawn

@@ -649,13 +649,13 @@ async def test_drain_cuts_what_does_not_end() -> None:
         assert (0, 0) == (office.channel.handled, office.channel.lease_lost)
 
 
-async def test_short_drain_reserves_a_tenth() -> None:
-    """With a drain of a second the last tenth of it is for handing back."""
+async def test_short_drain_reserves_a_quarter() -> None:
+    """With a drain of a second the last quarter of it is for handing back."""
     office = Office(drain=1.0)
     office.script = {"a1": hangs()}
     async with office.open():
         await office.publish("a1")
-        assert await office.ended(within=1) == pytest.approx(0.9)
+        assert await office.ended(within=1) == pytest.approx(0.75)
 
 
 async def test_handler_that_does_not_let_itself_be_cancelled(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from eventbus import Context, Event, EventBus, Limits, Module, Transaction, worker
+from eventbus import Context, Event, EventBus, Limits, Module, Transaction, channel
 from eventbus.stores.sqlite import SQLiteSession
 
 
@@ -188,7 +188,7 @@ async def test_handler_cancelled_by_a_stranger_counts_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A handler whose task a stranger cancels, at whatever checkpoint, comes again and has its effect once."""
-    monkeypatch.setattr(worker, "STRAY", 0.01)
+    monkeypatch.setattr(channel, "STRAY", 0.01)
     bench, at, cut = Bench(tmp_path / "a.db"), 0, 1
     async with bench.bus.running():
         await bench.prepare()
