@@ -14,13 +14,14 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from eventbus import Limits, Lost, Refused, SettleError
+from eventbus.channel import Channel, Source
 from eventbus.clock import Runtime
 from eventbus.delivery import Cut, Done, Postponed, Verdict, settle
 from eventbus.link import Link
 from eventbus.retry import Again, Dead
 from eventbus.testing.clock import VirtualClock
 from eventbus.transport import Delivery, Wire
-from eventbus.worker import Channel, Source, Worker
+from eventbus.worker import Worker
 from tests.doubles import Flaky, at
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
