@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from eventbus import Context, Event, EventBus, Limits, Module, Reject, Retry, RetryLater, StoreError, Transaction
-from eventbus.store import NewEntry
+from eventbus.store import Claimed, NewEntry, Settlement
 from eventbus.stores._sqlite_unit import SQLiteUnit
 from eventbus.stores.memory import MemoryStore
 from eventbus.stores.sqlite import SQLiteSession, SQLiteStore
@@ -527,3 +527,42 @@ async def test_a_failing_store_is_no_failure_of_the_handler(
         assert [] == t.dead
     assert troubles == 0
     assert set(attempts) == {1}
+
+
+class Counting(MemoryStore):
+    """Count statements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claims = self.settlements = 0
+
+    async def claim(self, *args: Any, **options: Any) -> Claimed:
+        """Count it."""
+        self.claims += 1
+        return await super().claim(*args, **options)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> frozenset[int]:
+        """Count it."""
+        self.settlements += 1
+        return await super().settle(settlements)
+
+
+async def test_statements_are_for_many_entries() -> None:
+    """A handler that takes no transaction costs two statements for as many entries as it has slots, or few more."""
+    module, handled, over, store = Module("m"), list[int](), anyio.Event(), Counting()
+
+    @module.on(Paid, concurrency=50)
+    async def take(event: Paid) -> None:
+        handled.append(event.number)
+        if len(handled) == 1_000:
+            over.set()
+
+    bus = EventBus(module, name="svc", store=store, routes=ROUTES)
+    async with bus.running(consume=False):
+        await bus.publish_many([Paid(number=number) for number in range(1_000)], atomic=False)
+    async with bus.running():
+        with anyio.fail_after(30):
+            await over.wait()
+    assert list(range(1_000)) == sorted(handled)
+    assert store.settlements <= 3 * 1_000 / 50
+    assert store.claims <= 1_000 / 50
