@@ -246,8 +246,8 @@ TAKING = (
     Mutant(
         "sources: what could not be ingested is acknowledged",
         "eventbus/sources.py",
-        "            return Postponed(UNKNOWN_AGAIN)",
-        "            return Done()",
+        "            return Postponed(outage.failed())\n        outage.over()\n        for",
+        "            return Done()\n        outage.over()\n        for",
         (f"{FOUND}ordered_intake_goes_on_after_the_store_was_away",),
     ),
 )
