@@ -110,6 +110,8 @@ class Sender:
         for waiting in batches._batches.values():  # what is to be sent again is not pending, and fails as if it were
             batches._pending_batches.update(waiting)
         batches.fail_all(error)
+        for batch in batches._pending_batches:
+            batch._drain_waiter.exception()  # which nobody waits for any more
 
     def _expire(self, topic: str, parcel: Parcel) -> None:
         if parcel.open:
