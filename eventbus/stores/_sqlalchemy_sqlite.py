@@ -1,7 +1,7 @@
 """Say the verbs of the store in SQLite, and have an engine begin its transactions for real."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Engine, event
@@ -186,6 +186,26 @@ def really_begin(engine: Engine) -> None:
     """
     if not event.contains(engine, "begin", _begin):
         event.listen(engine, "begin", _begin)
+    if engine.dialect.is_async and not event.contains(engine, "connect", _stop_once):
+        event.listen(engine, "connect", _stop_once, insert=True)  # it may be cancelled in the others
+
+
+def _stop_once(connection: Any, _: object) -> None:
+    """Have aiosqlite's connection stop once only.
+
+    When SQLAlchemy is cancelled while it closes one, it stops it at once; then the closing, whose task goes on, stops
+    it again, and would wait for ever for a thread that is over.
+    """
+    driver = connection.driver_connection
+    if not hasattr(driver, "stop"):  # before aiosqlite 0.22.1, where SQLAlchemy does not call it either
+        return
+    stop: Callable[[], object] = driver.stop
+
+    def once() -> object:
+        driver.stop = lambda: None
+        return stop()
+
+    driver.stop = once
 
 
 def _begin(connection: Connection) -> None:

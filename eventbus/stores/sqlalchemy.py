@@ -69,7 +69,8 @@ class SQLAlchemyStore:
     real BEGIN). A transaction that the store opens is READ COMMITTED; a session that it joins keeps its own level.
 
     Args:
-        engine: an ``AsyncEngine`` (asyncio only) or an ``Engine``, whose calls are made in threads.
+        engine: an ``AsyncEngine`` (asyncio only) or an ``Engine``, whose calls are made in threads; on SQLite better
+            the latter, because aiosqlite leaves a thread behind when it is cancelled while it connects.
         listen: False for a PostgreSQL behind a pooler, where LISTEN reaches nobody: the store polls only.
         create: make the tables at the start if they are not there.
         sessionmaker: how sessions are made, such as ``async_sessionmaker(engine, class_=...)``; SQLAlchemy's own

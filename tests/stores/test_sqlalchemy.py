@@ -1,5 +1,6 @@
 """Examine the SQLAlchemy store on every driver, with what is its own: engines, tables, drivers, wake-ups."""
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -11,10 +12,11 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
 
 from eventbus.errors import StoreError, WrongLoopError
 from eventbus.store import DeadFilter, Interest, NewEntry, Recipient, Settlement, Store, connect
@@ -490,6 +492,25 @@ async def test_deadlock_in_a_transaction_of_the_users_is_theirs(
     assert ["deadlock" in error for error in failed.values()] == [True]
     assert {"a", "b"} - {*failed} == {row[0] for row in database.run("SELECT id FROM mine")}
     assert ["a", "b"] == sorted(await ids(store))
+
+
+@pytest.mark.parametrize("kind", ["aiosqlite"])
+@ON_ASYNCIO
+async def test_connection_whose_closing_is_cancelled_leaves_no_task(store: SQLAlchemyStore, engine: Any) -> None:
+    """Whenever SQLAlchemy is cancelled while it closes what a cancelled statement spoilt, nothing waits for ever."""
+    before = asyncio.all_tasks()
+    for turns in range(1, 7):
+        connection = await engine.connect()
+        spoilt: Any = (await connection.get_raw_connection()).dbapi_connection
+        await connection.run_sync(Connection.detach)
+        closing = asyncio.create_task(greenlet_spawn(spoilt.terminate))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait(asyncio.all_tasks() - before, timeout=2)
+        assert set() == asyncio.all_tasks() - before
+    await store.add(new("m"))
+    assert ["m"] == await ids(store)
 
 
 @pytest.mark.parametrize("kind", ["psycopg", "asyncpg"])
