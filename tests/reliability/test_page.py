@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 ROWS = re.findall(r"(?m)^\| ([FSB]\d+) \| (.+) \| (.+) \| (.+) \|$", (ROOT / "docs" / "reliability.md").read_text())
 NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
-
 ASKED = {
-    (check.run.__module__.rpartition(".")[2], check.run.__name__) for check in (*BROKER_CHECKS, *TRANSPORT, *STORE)
+    (f"{check.run.__module__.rpartition('.')[2]}.py", check.run.__name__)
+    for check in (*BROKER_CHECKS, *TRANSPORT, *STORE)
 }
 """The checks of the exams, by file and function."""
 
