@@ -63,7 +63,7 @@ NO_SECRET = ("token", "fragment")
 """What is a name in such an address, and may be shown: that of the user, or of the database."""
 
 
-LIVE = ("password", "percent-encoded", "token", "parameter", "passphrase of TLS", "key of TLS", "with at sign")
+LIVE = ("password", "percent-encoded", "token", "parameter", "passphrase of TLS", "key of TLS")
 """The forms with which a bus is started, too."""
 
 

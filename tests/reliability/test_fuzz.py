@@ -18,12 +18,46 @@ from eventbus.errors import DecodeError
 LONG = "9" * 5_000
 LIMITS = Limits(body=10_000, header=1_000)
 CODEC = JSONCodec(LIMITS)
-DOCUMENT = [
-    *(b'{"specversion":"1.0",', b'"id":"1",', b'"type":"shop.paid",', b'"source":"s",', b'"data":', b"{", b"}", b","),
-    *(b'"time":"2030-01-02T03:04:05Z",', b'"time":"2030-02-30T24:61:61+99:99",', b'"dataversion":1e9,', b"\0", b'"'),
-    *(b'{"order":1}', b'{"order":1e999}', b'"attempt":-0,', b"[" * 500, b'"\\ud800"', b"\xff", b"\xef\xbb\xbf"),
-    *(b'"headers":"{\\"a\\":\\"b\\"}",', b'"data_base64":', b"NaN", LONG.encode(), b"e9999999999", b'"YQ="'),
+PIECES = [
+    *(
+        b"{",
+        b"}",
+        b",",
+        b"[" * 500,
+        b'"\\ud800"',
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"\0",
+        b'"',
+        b"NaN",
+        LONG.encode(),
+        b"1e999",
+    ),
 ]
+START = b'{"specversion":"1.0","id":"1","type":"shop.paid","source":"s"'
+MEMBERS = [
+    *(b'"time":"2030-01-02T03:04:05Z"', b'"time":"2030-02-30T23:01:01Z"', b'"time":"9999-12-31T23:59:59-23:59"'),
+    *(
+        b'"data":{"order":1}',
+        b'"data":{"order":1e999}',
+        b'"data":{"order":%b}' % LONG.encode(),
+        b'"data":[[[',
+        b'"id":2',
+    ),
+    *(b'"attempt":-0', b'"dataversion":1e9', b'"dataversion":true', b'"headers":"{\\"a\\":\\"b\\"}"', b'"headers":"["'),
+    *(
+        b'"data_base64":"YQ="',
+        b'"data_base64":"eyJvcmRlciI6MX0="',
+        b'"partitionkey":"\\ud800"',
+        b'"dueat":"9"',
+        b'"\xff":1',
+    ),
+]
+WIRES = (
+    st.binary(max_size=300)
+    | st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)
+    | st.lists(st.sampled_from(MEMBERS), max_size=6).map(lambda found: b",".join([START, *found]) + b"}")
+)
 SCHEMES = [*transport.SCHEMES, *store.SCHEMES, "postgresql+psycopg", "sqlite+aiosqlite", "nonesuch", ""]
 STARTS = ["://", ":", ":/", ":///", "", "://user:pass@", "://@", "://[", "://]@["]
 PORTS = ["", ":5432", ":0", ":65536", ":-1", ":\u0663", f":{LONG}", "/", "/0", f"/{LONG}", "/\u00b2"]
@@ -53,7 +87,7 @@ class Paid(Event, name="shop.paid"):
 
 
 @given(
-    st.binary(max_size=300) | st.lists(st.sampled_from(DOCUMENT), max_size=12).map(b"".join),
+    WIRES,
     st.dictionaries(st.text(max_size=20), st.text(max_size=40), max_size=6),
 )
 @settings(max_examples=100)
