@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from types import SimpleNamespace
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import anyio
 import pytest
@@ -179,3 +179,26 @@ def test_no_form_of_a_secret_is_shown(
     text = "\n".join([*seen, logged.getvalue()])
     for secret in (CANARY, "s3", quote(CANARY[1:]), FORMS["all encoded"][7:20]):
         assert secret not in text, text[max(0, text.index(secret) - 300) : text.index(secret) + 100]
+
+
+@pytest.mark.parametrize(
+    ("server", "scheme", "user"),
+    [
+        *(("valkey", scheme, "default") for scheme in ("redis", "redis+pubsub")),
+        *(("valkey", scheme, "nobody") for scheme in ("redis", "redis+pubsub")),
+        *(("nats", scheme, "user") for scheme in ("nats", "nats+core")),
+        *(("postgres", scheme, "postgres") for scheme in ("postgresql+psycopg", "postgresql+asyncpg")),
+        *(("postgres", scheme, "nobody") for scheme in ("postgresql+psycopg", "postgresql+asyncpg")),
+    ],
+)
+def test_nor_where_it_is_used(
+    server: str, scheme: str, user: str, request: pytest.FixtureRequest, logged: io.StringIO
+) -> None:
+    """Neither do the client libraries log it, at any level, when it lets us in or is refused."""
+    parts = urlsplit(request.getfixturevalue(server).url)
+    url = f"{scheme}://{user}:{CANARY}@127.0.0.1:{parts.port}/{'postgres?create=true' if server == 'postgres' else ''}"
+    place = "store" if server == "postgres" else "transport"
+    bus = shop((store if place == "store" else transport).connect(url), url, place)
+    seen = anyio.run(lived, bus) + logged.getvalue()
+    assert CANARY not in seen, seen[max(0, seen.index(CANARY) - 300) : seen.index(CANARY) + 100]
+    assert "DeadEntry" in seen or user == "nobody"
