@@ -59,8 +59,15 @@ def explain(bus: "EventBus", options: argparse.Namespace) -> int:
 
 
 def topology(bus: "EventBus", options: argparse.Namespace) -> int:
-    """Show everything that the bus knows."""
+    """Show everything that the bus knows, and make what is missing at the brokers if asked to."""
     explained = bus.explain()
+    if options.declare:
+
+        async def declare() -> int:
+            await bus.engine.declare()
+            return 0
+
+        in_loop(declare)
     if options.json:
         as_json(asdict(explained))
     elif options.mermaid:

@@ -233,6 +233,11 @@ class Engine:
             self.broadcast.link.topics |= dict.fromkeys(self.broadcast.topics.values(), ())
         return self.used_links()
 
+    async def declare(self) -> None:
+        """Make what is missing at the transports, without running. Raises ``TransportError``."""
+        for link in self._declared():
+            await link.declare()
+
     def _used(self, transport: str) -> bool:
         routed = any(transport in subject.targets for subject in self.registry.subjects.values())
         return routed or transport == self.registry.wiring.live

@@ -169,6 +169,12 @@ class Link:
                 await self._probe(topic)
             raise
 
+    async def declare(self) -> None:
+        """Open the transport for as long as it takes to declare all topics. Raises ``TransportError``."""
+        async with self.transport:
+            for topic in self.topics:
+                await self._declare_one(topic)
+
     @asynccontextmanager
     async def subscribe(
         self, topic: str, *, group: str | None, prefetch: int, lease: float, ordered: bool

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import redis
 import trio
 import trio.testing
 
 from eventbus._commands import _paced
 from eventbus._screen import progress
 from eventbus.cli import main, parser
+from tests.servers.server import Server
 
 ROOT = Path(__file__).parents[1]
 SHOP = "shop.app:bus"
@@ -118,7 +120,7 @@ def call(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
     def call(*words: str, code: int = 0) -> str:
         for name in list(sys.modules):
-            if name.partition(".")[0] in ("shop", "slow"):
+            if name.partition(".")[0] in ("shop", "slow", "sold"):
                 monkeypatch.delitem(sys.modules, name)
         with pytest.raises(SystemExit) as ended:
             main(words)
@@ -306,6 +308,36 @@ def test_what_the_shop_is(place: Path, call: Call) -> None:
     assert drawn.startswith("flowchart LR\n")
     assert '["payments.charge_payment"]' in drawn
     assert call("ddl", "--dialect", "postgresql", SHOP).startswith("CREATE TABLE eventbus_entry (")
+
+
+SOLD = """
+from eventbus import Event, EventBus, Module
+
+class Sold(Event, name="m.sold"):
+    number: int
+
+module = Module("m")
+
+@module.on(Sold)
+async def note(event: Sold) -> None: ...
+
+bus = EventBus(module, name="svc", transports={"events": "%s"}, routes={"m.*": "events"})
+"""
+
+
+def test_topology_is_made(place: Path, call: Call, valkey: Server) -> None:
+    """What is missing at a broker is made when asked for, and only then."""
+    (place / "sold.py").write_text(SOLD % valkey.url)
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+        call("topology", "sold:bus")
+        assert client.keys() == []
+        for _ in range(2):
+            assert "event m.sold -> events" in call("topology", "--declare", "sold:bus")
+            (stream,) = client.scan_iter(_type="stream")
+            assert [one["name"] for one in client.xinfo_groups(stream)] == [b"svc/m.note"]
+    (place / "sold.py").write_text(SOLD % "redis://127.0.0.1:1/")
+    assert "127.0.0.1:1" in call("topology", "--declare", "sold:bus", code=3)
 
 
 def test_documents(call: Call) -> None:
