@@ -97,9 +97,7 @@ def parser() -> argparse.ArgumentParser:
     _command(commands, "explain", _commands.explain, "say who handles NAME, where it goes and what is promised", "NAME")
     topology = _command(commands, "topology", _commands.topology, "show every message, its way and its handlers")
     topology.add_argument("--mermaid", action="store_true", help="as a Mermaid flowchart")
-    topology.add_argument(
-        "--declare", action="store_true", help="make what is missing at the brokers"
-    )
+    topology.add_argument("--declare", action="store_true", help="make what is missing at the brokers")
     health = _command(commands, "health", _commands.health, "show what waits and what is dead")
     health.add_argument(
         "--lag",
