@@ -600,6 +600,7 @@ def test_interrupt_in_a_handler_ends_the_process(how: str, anyio_backend_name: s
             async with EventBus(module, routes={{Paid: "memory"}}, limits=Limits(drain=0.2)).running() as bus:
                 await bus.publish(Paid())
                 await anyio.sleep(20)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in the background may have it ignored
         anyio.run(main, backend={anyio_backend_name!r})
     """
     ran = subprocess.run(
