@@ -4,6 +4,8 @@ from eventbus.bus import EventBus
 from eventbus.context import Context
 from eventbus.dispatch import Receipt
 from eventbus.errors import (
+    AlreadyRunningError,
+    CircleError,
     ConfigurationError,
     DecodeError,
     EncodeError,
@@ -38,6 +40,8 @@ from eventbus.retry import Retry
 from eventbus.store import DeadEntry, Transaction
 
 __all__ = (
+    "AlreadyRunningError",
+    "CircleError",
     "Command",
     "ConfigurationError",
     "Context",

@@ -29,6 +29,11 @@ __all__ = ("ClaimedDelivery", "Claims")
 
 log = logging.getLogger("eventbus")
 
+LEASE_LOST = (
+    "%s: the lease of message %s is lost, so it may be handled twice: this process stood still for longer than "
+    "Limits(lease=...); a handler that blocks the event loop is written as `def`, which runs in a thread"
+)
+
 T = TypeVar("T")
 
 LONGEST = 3_650 * 86_400.0
@@ -111,7 +116,7 @@ class ClaimedDelivery:
         if failed is not None:
             log.warning("message %s is left to its lease: %s", self.wire.id, failed)
         elif not kept:
-            log.warning("the lease of message %s is lost", self.wire.id)
+            log.warning(LEASE_LOST, self._claims.recipient.name, self.wire.id)
         self._claims.settled(verdict)
         told(kept and failed is None)
 

@@ -19,6 +19,8 @@ __all__ = ("BodySchema", "Codec", "JSONCodec")
 SHOWN = 5
 """Failing fields that a reason names."""
 
+TRAVELS = "give the field a type that pydantic writes as JSON, or leave it out of the message"
+
 _MASK = b'"**********"'
 _REPLACED = "\ufffd".encode()
 _DOUBTFUL = (b"null", b"NaN", b"Infinity", b"**********", _REPLACED)
@@ -78,7 +80,7 @@ class JSONCodec:
             adapter.json_schema(schema_generator=BodySchema, mode="validation")
             adapter.json_schema(schema_generator=BodySchema, mode="serialization")
         except Exception as error:  # Annotations are evaluated and users' hooks run here: anything can come out.
-            return f"pydantic builds no JSON schema for {type.__qualname__}: {_first_line(error)}"
+            return f"pydantic builds no JSON schema for {type.__qualname__}: {_first_line(error)}: {TRAVELS}"
         if (twice := _twice(adapter.core_schema)) is not None:
             return f"two fields in {type.__qualname__} are written under one name, {twice!r}: no reader could tell them"
         self._adapters[type] = adapter
@@ -94,7 +96,9 @@ class JSONCodec:
         except DecodeError as error:
             body, fault = b"", error.reason
         except Exception as error:
-            raise EncodeError(spec_of(kind).name, f"pydantic cannot write it: {_first_line(error)}") from error
+            raise EncodeError(
+                spec_of(kind).name, f"pydantic cannot write it: {_first_line(error)}: {TRAVELS}"
+            ) from error
         if fault is not None:
             raise EncodeError(spec_of(kind).name, fault)
         return body

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from eventbus.clock import Runtime
+from eventbus.errors import CircleError
 from eventbus.message import MessageSpec, spec_of
 
 __all__ = ("EMPTY", "Context", "Identity", "Origin", "Seed", "current", "draining", "follow", "origin_of", "seed_of")
@@ -72,14 +73,11 @@ class Origin:
 def follow(message: object, cause: Seed, runtime: Runtime) -> Seed:
     """Return the seed of a message that is sent while ``cause`` is handled.
 
-    Raises ``RecursionError`` for one of more than ``NESTED`` messages each handled inside the one before.
+    Raises ``CircleError`` for one of more than ``NESTED`` messages each handled inside the one before.
     """
     depth = cause[3] + 1
     if depth >= NESTED:
-        raise RecursionError(
-            f"{spec_of(type(message)).name} would be number {depth + 1} of messages handled each inside "
-            "the one before: do their handlers send or publish in a circle? Give one of them a route"
-        )
+        raise CircleError(spec_of(type(message)).name, depth + 1)
     return [message, None, cause, depth, runtime]
 
 

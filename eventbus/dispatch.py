@@ -4,12 +4,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from eventbus.clock import Runtime
 from eventbus.context import EMPTY, Origin, Seed, current, follow, origin_of
 from eventbus.envelope import check_headers
-from eventbus.errors import EncodeError, NoHandlerError
+from eventbus.errors import CircleError, EncodeError, NoHandlerError
 from eventbus.fanout import FanOut, cut_short, failure_in
 from eventbus.invoker import Invoker, Surroundings
 from eventbus.limits import Limits
@@ -296,5 +296,15 @@ class Dispatch:
 
 
 def _failed(plans: Sequence[Plan], failures: Sequence[BaseException]) -> BaseExceptionGroup[BaseException]:
+    if len(failures) == 1 and (circle := _circle(failures[0])) is not None:
+        failures = [circle.with_traceback(None)]  # fifty groups in each other would bury what it says
     names = ", ".join(sorted({plan.subject.spec.name for plan in plans}))
     return BaseExceptionGroup(f"{len(failures)} inline handler(s) of {names} failed", failures)
+
+
+def _circle(failure: BaseException) -> BaseException | None:
+    """Return the circle that is all there is in a group."""
+    if isinstance(failure, BaseExceptionGroup):
+        inside = cast("BaseExceptionGroup[BaseException]", failure).exceptions
+        return inside[0] if len(inside) == 1 and isinstance(inside[0], CircleError) else None
+    return None

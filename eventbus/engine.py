@@ -17,7 +17,7 @@ from eventbus.context import Seed
 from eventbus.dead import Graveyard, Named
 from eventbus.dispatch import Dispatch, Posting
 from eventbus.entries import Entries
-from eventbus.errors import NotRunningError, TransactionOpenError, WiringError, WrongLoopError
+from eventbus.errors import AlreadyRunningError, NotRunningError, TransactionOpenError, WiringError, WrongLoopError
 from eventbus.invoker import Surroundings
 from eventbus.keeping import StoreKeeper
 from eventbus.ledger import Ledger
@@ -109,7 +109,8 @@ class Engine:
     async def running(self, consume: bool) -> AsyncGenerator[None]:
         """Open everything, run the worker, and on leaving drain and close in that order."""
         if self._home is not None:
-            raise WrongLoopError("bus.running()", "inside a lifetime of the same bus; it runs once at a time")
+            self.require("bus.running()")
+            raise AlreadyRunningError("bus.running()")
         faults = [fault for link in self.used_links() if (fault := link.misplaced()) is not None]
         if faults:
             raise WiringError(faults)

@@ -5,11 +5,13 @@
     │   └── ConfigurationError    everything wrong with a configuration file
     ├── NoHandlerError            a command that nobody handles here
     ├── NotRunningError           something needs a running bus
+    ├── AlreadyRunningError       something needs a bus that is not running (also a RuntimeError)
     ├── WrongLoopError            the bus belongs to another event loop, thread or process
     ├── NoTransactionError        a durable publish outside a transaction
     ├── TransactionClosedError    a publish in a transaction that is over
     ├── TransactionOpenError      what would wait for the open transaction
     ├── QueueFullError            waiting for room would never end
+    ├── CircleError               messages that cause each other for ever (also a RecursionError)
     ├── HandlerTimeoutError       a handler took longer than its timeout (also a TimeoutError)
     ├── EncodeError               a message that cannot travel
     ├── DecodeError               bytes that are no message of ours
@@ -32,6 +34,8 @@ Every error takes facts, writes its own sentence, and survives pickling.
 from collections.abc import Mapping, Sequence
 
 __all__ = (
+    "AlreadyRunningError",
+    "CircleError",
     "ConfigurationError",
     "DecodeError",
     "EncodeError",
@@ -116,7 +120,22 @@ class NotRunningError(EventBusError):
     def __str__(self) -> str:
         return (
             f"{self.operation} needs a running bus, and this one is {self.state}: use `async with bus.running():`, "
-            "install(app, bus), or in tests `with TestClient(app)` or harness(bus)"
+            "install(app, bus) (of a mounted application, on the outer one as well), or in tests "
+            "`with TestClient(app)` or harness(bus)"
+        )
+
+
+class AlreadyRunningError(EventBusError, RuntimeError):
+    """Say that an operation needs a bus that is not running."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(operation)
+        self.operation = operation
+
+    def __str__(self) -> str:
+        return (
+            f"{self.operation} needs a bus that is not running, and this one runs already: leave its lifetime, or its "
+            "harness, first; where install(app, bus) has started it, use it as it is"
         )
 
 
@@ -193,6 +212,21 @@ class QueueFullError(EventBusError):
         return (
             f"queue {self.queue!r} holds its maximum of {self.size} messages and {self.reason}: "
             "publish fewer, raise Limits(queue=...), or route the message to a store"
+        )
+
+
+class CircleError(EventBusError, RecursionError):
+    """Say that messages are sent or published in a circle, each handled inside the one before."""
+
+    def __init__(self, message: str, depth: int) -> None:
+        super().__init__(message, depth)
+        self.message = message
+        self.depth = depth
+
+    def __str__(self) -> str:
+        return (
+            f"{self.message} would be number {self.depth} of messages handled each inside the one before: "
+            "do their handlers send or publish in a circle? Give one of them a route"
         )
 
 

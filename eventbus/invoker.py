@@ -23,6 +23,11 @@ __all__ = ("Claim", "Invoker", "Lapse", "Surroundings")
 
 log = logging.getLogger("eventbus")
 
+BLOCKED = (
+    "handler %r returned after %.3g s, past its timeout of %g s, and could not be stopped: it seems to block the event "
+    "loop; write it as `def`, which runs in a thread, or call what blocks by anyio.to_thread.run_sync"
+)
+
 _holding: ContextVar[tuple["_Slot", ...]] = ContextVar("eventbus_holding", default=())
 _number = count()
 
@@ -222,8 +227,12 @@ def _in_transaction(handle: Callable[[Context, Frame], Awaitable[Any]], around: 
 
 def _timed(call: CallNext, name: str, seconds: float, runtime: Runtime) -> CallNext:
     async def timed(ctx: Context) -> Any:
+        began = runtime.clock.monotonic()
         with runtime.clock.move_on_after(seconds):
-            return await call(ctx)
+            result = await call(ctx)
+            if (took := runtime.clock.monotonic() - began) > seconds:
+                log.warning(BLOCKED, name, took, seconds)
+            return result
         raise HandlerTimeoutError(name, seconds)
 
     return timed

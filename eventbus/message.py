@@ -138,6 +138,8 @@ def check_message_type(cls: object) -> None:
     if not isinstance(cls, type):
         raise TypeError(f"a message type is a class, not {cls!r}")
     kind = cast("type[object]", cls)
+    if issubclass(kind, type):
+        raise TypeError("a message is an instance: OrderPlaced(order=1), not the class OrderPlaced")
     if not issubclass(kind, BaseModel) and not dataclasses.is_dataclass(kind):
         raise TypeError(
             f"{kind.__name__} is neither a pydantic model nor a dataclass, so it cannot be a message "

@@ -255,7 +255,8 @@ def _subject_faults(wiring: Wiring, subject: Subject) -> Iterator[str]:
         handlers = [one.handler for one in (*subject.inline, *subject.routed)]
         if len(handlers) > 1:
             places = ", ".join(f"{one.name} ({one.where})" for one in handlers)
-            yield f"command {name} has {len(handlers)} handlers, and a command has exactly one: {places}"
+            many = f"command {name} has {len(handlers)} handlers, and a command has exactly one"
+            yield f"{many}: {places}; keep one or make it an event"
         if not handlers and not any(target not in RESERVED for target in targets):
             yield f"command {name} has no handler: decorate one with @module.handles({name}), or route it to a broker"
     if INLINE in subject.route.transports[1:]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
@@ -333,5 +334,8 @@ def connect(url: str, limits: Limits | None = None) -> Store:
     if scheme in offered:
         found: Store = offered[scheme].load().from_url(url, limits=limits or Limits())
         return found
-    known = ", ".join(f"{name}://" for name in sorted({*SCHEMES, *offered}))
-    raise ValueError(f"no store for {scheme or 'a text without scheme'}://: known are {known}")
+    names = sorted({*SCHEMES, *offered})
+    close = get_close_matches(scheme, names, n=1)
+    known = [f"{name}://" for name in names]
+    hint = f"did you mean {close[0]}://? Known" if close else "known"
+    raise ValueError(f"no store for {scheme or 'a text without scheme'}://: {hint} are {', '.join(known)}")

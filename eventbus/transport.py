@@ -10,6 +10,7 @@ cuts a client library in the middle.
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Literal, Protocol, Self, runtime_checkable
 
@@ -203,5 +204,8 @@ def connect(url: str, limits: Limits | None = None) -> Transport:
     if scheme in offered:
         found: Transport = offered[scheme].load().from_url(url, limits=limits or Limits())
         return found
-    known = ", ".join(f"{name}://" for name in sorted({*SCHEMES, *offered}))
-    raise ValueError(f"no transport for {scheme or 'a text without scheme'}://: known are {known}")
+    names = sorted({*SCHEMES, *offered})
+    close = get_close_matches(scheme, names, n=1)
+    known = [f"{name}://" for name in names]
+    hint = f"did you mean {close[0]}://? Known" if close else "known"
+    raise ValueError(f"no transport for {scheme or 'a text without scheme'}://: {hint} are {', '.join(known)}")

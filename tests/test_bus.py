@@ -87,6 +87,8 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "empty transport name": (lambda: EventBus(transports={"": "memory://"}), ValueError, "a name is printable"),
     "number as transport name": (lambda: EventBus(transports={5: "x"}), ValueError, "transports: a name is printable"),
     "unknown transport": (lambda: EventBus(transports={"a": "ftp://x"}), ValueError, "no transport for ftp://: known"),
+    "nearly a store": (lambda: EventBus(store="postgres://h/d"), ValueError, "did you mean postgresql://? Known are"),
+    "nearly a transport": (lambda: EventBus(transports={"a": "amq://h"}), ValueError, "did you mean amqp://? Known"),
     "number as transport": (lambda: EventBus(transports={"a": 5}), TypeError, "'a' takes a URL or a Transport, not 5"),
     "one middleware": (lambda: EventBus(middleware=middleware), TypeError, "EventBus: middleware= takes a list"),
     "no middleware": (lambda: EventBus(middleware=[5]), TypeError, "a function of ctx and call_next, not 5"),

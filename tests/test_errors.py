@@ -11,6 +11,8 @@ import pytest
 import eventbus
 from eventbus import errors
 from eventbus.errors import (
+    AlreadyRunningError,
+    CircleError,
     ConfigurationError,
     DecodeError,
     EncodeError,
@@ -68,7 +70,24 @@ CASES: dict[str, tuple[Callable[[], EventBusError], dict[str, Any], str]] = {
         {"operation": "bus.stream()", "state": "not started"},
         (
             "bus.stream() needs a running bus, and this one is not started: use `async with bus.running():`, "
-            "install(app, bus), or in tests `with TestClient(app)` or harness(bus)"
+            "install(app, bus) (of a mounted application, on the outer one as well), or in tests "
+            "`with TestClient(app)` or harness(bus)"
+        ),
+    ),
+    "AlreadyRunningError": (
+        lambda: AlreadyRunningError("harness(bus)"),
+        {"operation": "harness(bus)"},
+        (
+            "harness(bus) needs a bus that is not running, and this one runs already: leave its lifetime, or its "
+            "harness, first; where install(app, bus) has started it, use it as it is"
+        ),
+    ),
+    "CircleError": (
+        lambda: CircleError("shop.placed", 51),
+        {"message": "shop.placed", "depth": 51},
+        (
+            "shop.placed would be number 51 of messages handled each inside the one before: do their handlers send or "
+            "publish in a circle? Give one of them a route"
         ),
     ),
     "WrongLoopError": (
@@ -173,6 +192,8 @@ FAMILY: dict[type[EventBusError], tuple[type[BaseException], ...]] = {
     Refused: (TransportError,),
     SettleError: (TransportError,),
     PublishError: (TransportError,),
+    AlreadyRunningError: (RuntimeError,),
+    CircleError: (RecursionError,),
     HandlerTimeoutError: (TimeoutError,),
     MissingExtraError: (ImportError,),
 }

@@ -318,7 +318,7 @@ async def test_application_without_bus() -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         with pytest.raises(NotRunningError, match="not installed on this application: use") as caught:
             await client.get("/")
-    assert "mounted" not in str(caught.value)
+    assert "which is mounted" not in str(caught.value)
 
 
 # The dependency

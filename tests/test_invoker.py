@@ -1,5 +1,6 @@
 """What stands around a handler: its timeout, its concurrency, its middleware."""
 
+import time
 from importlib import import_module
 from typing import Any
 
@@ -106,6 +107,21 @@ async def test_handler_that_ends_well_in_spite_of_its_timeout_has_ended_well() -
         return "late"
 
     assert await EventBus(module).send(Work()) == "late"
+
+
+async def test_handler_that_blocks_past_its_timeout_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """What a handler that never suspends has done counts, and a warning says that nothing could stop it."""
+    module = Module("m")
+
+    @module.handles(Work, timeout=0.01)
+    async def blocks(cmd: Work) -> str:
+        began = time.monotonic()
+        while time.monotonic() - began < 0.03:
+            pass
+        return "done"
+
+    assert await EventBus(module).send(Work()) == "done"
+    assert [True] == ["'m.blocks' returned after" in message for message in caplog.messages]
 
 
 async def test_cancellation_from_outside_is_no_timeout() -> None:

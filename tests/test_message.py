@@ -345,6 +345,8 @@ class Point(NamedTuple):
 @pytest.mark.parametrize("cls", [Shape, Point, Row, int, dict, Exception, object])
 def test_no_message_class(cls: type) -> None:
     """A class that is neither a pydantic model nor a dataclass is refused, with a word on the order of decorators."""
+    with pytest.raises(TypeError, match="a message is an instance"):
+        check_message_type(type)
     expected = (
         f"{cls.__name__} is neither a pydantic model nor a dataclass, so it cannot be a message "
         "(@message stands above @dataclass)"

@@ -13,7 +13,7 @@ from eventbus._extras import require
 from eventbus.bus import EventBus
 from eventbus.clock import Runtime, new_id
 from eventbus.dispatch import Receipt
-from eventbus.errors import WiringError
+from eventbus.errors import AlreadyRunningError, WiringError
 from eventbus.message import Command
 from eventbus.store import DeadEntry, Store, connect
 from eventbus.testing.clock import Chore, VirtualClock
@@ -275,7 +275,7 @@ async def harness(
     if mode not in MODES:
         raise ValueError(f"harness(mode=...) takes {', '.join(MODES)}, not {mode!r}")
     if _runs(bus):
-        raise RuntimeError("harness(bus): this bus runs already; leave its lifetime, or the other harness, first")
+        raise AlreadyRunningError("harness(bus)")
     rehearsal = None
     if mode == "rehearsal":
         seed = SystemRandom().randrange(SEEDS) if seed is None else seed
