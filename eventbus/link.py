@@ -135,7 +135,7 @@ class Link:
                         task_status.started()
                     await self._down.wait()
             except TransportError as error:
-                log.warning("transport %s: %s; it is tried again until it opens", self.name, error)
+                log.warning("transport %s: %s; it is tried again until it opens", self.name, str(error).rstrip("."))
             except Exception:
                 if first:
                     raise
