@@ -1,16 +1,11 @@
 """Measure publishing to, and consuming from, PostgreSQL, beside bare psycopg doing the least that is as safe."""
 
-import json
-import os
-import shutil
-import subprocess
 import sys
 from asyncio import Event as Flag
-from asyncio import create_subprocess_exec, sleep
+from asyncio import sleep
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -22,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from benchmarks.bench_sqlite import SLOTS, TASKS, Told, side_by_side, told
 from benchmarks.floor_postgres import Floor
 from benchmarks.measure import Effort, Goal, Loop, Row, Sample, calls, quiet_gc, race, turns
+from benchmarks.peer import Asked, Take, asking
 from eventbus import EventBus, Limits, Module
 from eventbus.stores.sqlalchemy import SQLAlchemyStore
 from tests.servers import postgres
@@ -40,11 +36,6 @@ RATE = 200
 CHUNK = 1_000
 """Events of one ``publish_many`` where there are many to consume."""
 PEER = "faststream-outbox"
-PYTHON = os.environ.get("EVENTBUS_BENCH_PEERS") or str(Path(__file__).parents[1] / ".venv-peers/bin/python")
-"""Which interpreter has the peer."""
-Take = Callable[[], Awaitable[float]]
-Asked = Callable[[str, int], Take] | None
-"""Have the peer do a work so many times, if it is there."""
 Rows = AsyncGenerator[Row]
 
 
@@ -76,45 +67,6 @@ class Counter:
         for first in range(0, count, CHUNK):
             some = [told(number) for number in range(first, min(first + CHUNK, count))]
             await self.bus.publish_many(some, atomic=False)
-
-
-class Peer:
-    """Be another library on the same server, in a process of its own, which takes turns with us."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    @asynccontextmanager
-    async def opened(self) -> AsyncGenerator[Asked]:
-        """Yield how to have it measure itself, or None if it is not installed."""
-        if shutil.which(PYTHON) is None:
-            print(f"{PEER} is left out: make bench-peers installs it", file=sys.stderr)
-            yield None
-            return
-        process = await create_subprocess_exec(
-            PYTHON, "-m", "benchmarks.peers.outbox", self._url, cwd=Path(__file__).parents[1],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        asks, answers = process.stdin, process.stdout
-
-        async def ask(work: str, count: int) -> float:
-            asks.write(f"{json.dumps([work, count])}\n".encode())
-            answer = await answers.readline()
-            if not answer:
-                raise RuntimeError(f"{PEER} ended while it was to {work}")
-            return float(answer)
-
-        try:
-            if not await answers.readline():
-                print(f"{PEER} is left out: it did not start", file=sys.stderr)
-                yield None
-            else:
-                yield lambda work, count: partial(ask, work, count)
-        finally:
-            asks.close()
-            await process.wait()
 
 
 async def empty(engine: AsyncEngine) -> None:
@@ -269,7 +221,7 @@ async def rows(effort: Effort) -> Sequence[Row]:
             pass  # makes the tables
         floor = await stack.enter_async_context(Floor(url, CONNECTIONS))
         plain = make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
-        peer = await stack.enter_async_context(Peer(plain).opened())
+        peer = await stack.enter_async_context(asking(PEER, "outbox", plain))
         for some in (
             publish_rows(effort, engine, floor, peer),
             consume_rows(effort, engine, floor, peer),
