@@ -36,6 +36,16 @@ _OURS = re.compile(
     r',"dataversion":([1-9][0-9]{0,8}+),"attempt":([1-9][0-9]{0,8}+)'
 )
 """What ``structured`` writes before the data of most messages."""
+_USUAL = (
+    *("ce-specversion", "content-type", "ce-id", "ce-type", "ce-source", "ce-time", "ce-correlationid"),
+    *("ce-causationid", "ce-partitionkey", "ce-dataversion", "ce-attempt"),
+)
+_USUALLY = re.compile(
+    r"1\.0\napplication/json\n([!#$&-~]{1,200}+)\n([!#$&-~]{1,200}+)\n([!#$&-~]++)\n"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6}+)?Z)\n([!#$&-~]{1,200}+)\n"
+    r"([!#$&-~]{0,200}+)\n([!#$&-~]{0,200}+)\n([1-9][0-9]{0,8}+)\n([1-9][0-9]{0,8}+)"
+)
+"""What ``binary`` writes as those headers of most messages, a line each."""
 _WHOLE = re.compile(r"[0-9]{1,10}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,20})?(Z|[+-][0-9]{2}:[0-9]{2})")
 _JSON = re.compile(r"application/(json|[!#$&^_.+\-0-9a-z]+\+json) *(; *charset=\"?utf-8\"? *)?", re.IGNORECASE)
@@ -113,7 +123,10 @@ def from_structured(data: bytes, limits: Limits, now: Callable[[], float] | None
 
 def _quick(head: bytes, body: bytes, limits: Limits) -> Envelope | None:
     """Return the envelope in a document that begins as ``structured`` writes it; None for the long way."""
-    found = _OURS.fullmatch(head.decode(errors="replace"))
+    return _read(_OURS.fullmatch(head.decode(errors="replace")), body, limits)
+
+
+def _read(found: re.Match[str] | None, body: bytes, limits: Limits) -> Envelope | None:
     if found is None or len(body) > limits.body:
         return None
     id, name, source, time, correlation, causation, key, version, attempt = found.groups()
@@ -123,7 +136,10 @@ def _quick(head: bytes, body: bytes, limits: Limits) -> Envelope | None:
         moment = datetime.fromisoformat(time)
     except ValueError:
         return None
-    return Envelope(id, name, moment, source, correlation, body, causation, key, NO_HEADERS, int(version), int(attempt))
+    return Envelope(
+        id, name, moment, source, correlation, body, causation or None, key or None, NO_HEADERS, int(version),
+        int(attempt),
+    )  # fmt: skip
 
 
 def binary(envelope: Envelope) -> tuple[dict[str, str], bytes]:
@@ -133,7 +149,9 @@ def binary(envelope: Envelope) -> tuple[dict[str, str], bytes]:
     characters percent-encoded. Raises ``EncodeError``.
     """
     try:
-        headers = {f"ce-{name}": _quoted(value) for name, value in _attributes(envelope).items()}
+        attributes = _attributes(envelope)
+        plain = _PLAIN.fullmatch("".join(attributes.values()))
+        headers = {f"ce-{name}": value if plain else _quoted(value) for name, value in attributes.items()}
         headers["ce-dataversion"] = str(envelope.version)
         headers["ce-attempt"] = str(envelope.attempt)
         headers["content-type"] = headers.pop("ce-datacontenttype")
@@ -157,6 +175,8 @@ def from_binary(
 
     Raises ``DecodeError``.
     """
+    if (quick := _quick_binary(headers, body, limits)) is not None:
+        return quick
     attributes: dict[str, Any] = {}
     others: dict[str, str] = {}
     for name, value in headers.items():
@@ -170,6 +190,16 @@ def from_binary(
     if str(attributes.get("datacontenttype")).lower().startswith("application/cloudevents+json"):
         return from_structured(body, limits, now)
     return _envelope(attributes, others, body, limits, now)
+
+
+def _quick_binary(headers: Mapping[str, str], body: bytes, limits: Limits) -> Envelope | None:
+    """Return the envelope in headers as ``binary`` writes most; None for the long way."""
+    if len(headers) > len(_USUAL):
+        return None
+    values = [headers.get(name, "") for name in _USUAL]
+    if len(headers) != len(values) - values.count(""):
+        return None
+    return _read(_USUALLY.fullmatch("\n".join(values)), body, limits)
 
 
 def _attribute(header: str) -> str | None:

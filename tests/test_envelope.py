@@ -399,6 +399,29 @@ def test_damaged_headers_are_read_or_refused(headers: dict[str, str], body: byte
     assert body == found.body
 
 
+PLAIN = Envelope(
+    id="7", name="n", time=NOON, source="s", correlation="7", causation="6", key="k", body=b"", version=2, attempt=3
+)  # fmt: skip
+ODD = ("", "\n", "a\nb", "%41", "%", "é", " ", "0", "1", "x" * TEXT, "x" * (TEXT + 1), "x" * (LIMITS.header + 1))
+
+
+@pytest.mark.parametrize("more", [{}, {"h": "v"}])
+@pytest.mark.parametrize("value", [None, *ODD, "application/json;charset=utf-8", "2030-02-31T00:00:00Z"])
+@pytest.mark.parametrize("name", sorted(binary(PLAIN)[0]))
+def test_usual_headers_are_read_as_any_others(name: str, value: str | None, more: dict[str, str]) -> None:
+    """Headers as they are mostly written get no other answer than the same ones in capitals."""
+    headers = {**binary(PLAIN)[0], name: value, **more}
+    told = {name: value for name, value in headers.items() if value is not None}
+
+    def read(headers: dict[str, str]) -> object:
+        try:
+            return from_binary(headers, b"{}", LIMITS)
+        except DecodeError as error:
+            return str(error)
+
+    assert read(told) == read({name.upper() if name != "h" else name: value for name, value in told.items()})
+
+
 @given(HEADERS, TRACES)
 def test_checked_headers_travel(headers: dict[str, str], traces: dict[str, str]) -> None:
     """Headers that are permitted at publish are read back equal in both modes."""
