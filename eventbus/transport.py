@@ -47,6 +47,7 @@ SCHEMES: dict[str, str] = {
     "kafka+ssl": "eventbus.transports.kafka:KafkaTransport",
     "nats": "eventbus.transports.nats:NatsTransport",
     "nats+core": "eventbus.transports.nats:NatsCoreTransport",
+    "postgresql+notify": "eventbus.transports.postgres:PostgreSQLNotifyTransport",
 }
 """URL scheme -> "module:class"; the class is built from the whole URL by ``from_url``."""
 

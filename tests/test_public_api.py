@@ -20,7 +20,7 @@ PROMISED = {
 }
 HEAVY = {
     *("aio_pika", "aiobotocore", "aiokafka", "fastapi", "google", "nats", "opentelemetry.sdk", "prometheus_client"),
-    *("redis", "rich", "sqlalchemy", "sqlite3", "starlette", "zmq"),
+    *("psycopg", "redis", "rich", "sqlalchemy", "sqlite3", "starlette", "zmq"),
 }
 
 

@@ -189,6 +189,7 @@ def test_no_form_of_a_secret_is_shown(
         *(("nats", scheme, "user") for scheme in ("nats", "nats+core")),
         *(("postgres", scheme, "postgres") for scheme in ("postgresql+psycopg", "postgresql+asyncpg")),
         *(("postgres", scheme, "nobody") for scheme in ("postgresql+psycopg", "postgresql+asyncpg")),
+        *(("postgres", "postgresql+notify", user) for user in ("postgres", "nobody")),
     ],
 )
 def test_nor_where_it_is_used(
@@ -196,8 +197,9 @@ def test_nor_where_it_is_used(
 ) -> None:
     """Neither do the client libraries log it, at any level, when it lets us in or is refused."""
     parts = urlsplit(request.getfixturevalue(server).url)
-    url = f"{scheme}://{user}:{CANARY}@127.0.0.1:{parts.port}/{'postgres?create=true' if server == 'postgres' else ''}"
-    place = "store" if server == "postgres" else "transport"
+    place = "transport" if scheme in transport.SCHEMES else "store"
+    tail = "?create=true" if place == "store" else ""
+    url = f"{scheme}://{user}:{CANARY}@127.0.0.1:{parts.port}{parts.path}{tail}"
     bus = shop((store if place == "store" else transport).connect(url), url, place)
     seen = anyio.run(lived, bus) + logged.getvalue()
     assert CANARY not in seen, seen[max(0, seen.index(CANARY) - 300) : seen.index(CANARY) + 100]
