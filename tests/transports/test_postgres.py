@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 
 import anyio
 import psycopg
@@ -10,7 +11,7 @@ import pytest
 from eventbus import Event, EventBus, Gap, Limits, Module, WiringError
 from eventbus.errors import Lost, PublishError, Refused
 from eventbus.testing.transport_exam import Bench, Check, broker_checks_for, checks_for, examine
-from eventbus.transport import Wire, connect
+from eventbus.transport import Subscription, Wire, connect
 from eventbus.transports._postgres_ear import short, unframe
 from eventbus.transports.postgres import MAX_BYTES, PostgreSQLNotifyTransport
 from tests.servers.databases import execute
@@ -135,26 +136,41 @@ async def test_a_listener_that_falls_behind_is_told(url: str) -> None:
                 await slow.receive()
 
 
-async def test_who_leaves_early_deafens_nobody(url: str) -> None:
-    """A subscriber that is cut before it is heard of, or leaves, takes the channel from nobody else."""
-    async with connect(url) as transport:
-        for turns in range(6):
-            with anyio.CancelScope() as scope:
-                async with anyio.create_task_group() as tasks:
+async def test_who_leaves_deafens_nobody(url: str) -> None:
+    """A subscriber that is cut before it is heard of, or leaves, takes the channel from nobody and stays nowhere."""
+    transport = PostgreSQLNotifyTransport.from_url(url)
 
-                    async def cut() -> None:
-                        async with transport.subscribe("t", group=None, prefetch=1, lease=1):
-                            await anyio.sleep_forever()
+    def listening(topic: str) -> AbstractAsyncContextManager[Subscription]:
+        return transport.subscribe(topic, group=None, prefetch=1, lease=1)
 
-                    tasks.start_soon(cut)
-                    for _ in range(turns):
-                        await anyio.sleep(0.01 * turns)
-                    tasks.cancel_scope.cancel()
-            async with transport.subscribe("t", group=None, prefetch=1, lease=1) as one:
+    async with transport:
+        async with listening("t") as one:
+            for seconds in (0, 0.01, 0.05, 0.15, 0.3):
+                with anyio.move_on_after(seconds):
+                    async with listening("t"):
+                        await anyio.sleep_forever()
+            async with listening("turned to when all that is done"):
                 await transport.publish("t", [Wire("1", b"{}")])
-                with anyio.fail_after(5):
-                    assert (await one.receive()).wire.id == "1"
-            assert not scope.cancelled_caught
+            with anyio.fail_after(5):
+                assert (await one.receive()).wire.id == "1"
+        async with listening("once more"):
+            assert [*transport._ears] == [short("once more")]
+
+
+async def test_a_lost_publisher_ends_the_listeners_too(url: str, postgres: Server) -> None:
+    """When only the publishing connection is lost, the next publish says so, and so does everything else."""
+    transport = PostgreSQLNotifyTransport.from_url(url)
+    async with transport, transport.subscribe("t", group=None, prefetch=1, lease=1) as one:
+        execute(postgres.url, f"SELECT pg_terminate_backend({transport._connections[0].info.backend_pid})")
+        with pytest.raises(PublishError) as caught:
+            while True:
+                await transport.publish("t", [Wire("1", b"{}")])
+        assert [type(error) for error in caught.value.failed.values()] == [Lost]
+        with pytest.raises(Lost), anyio.fail_after(5):
+            while True:
+                await one.receive()
+        with pytest.raises(Lost):
+            await transport.declare("t", [])
 
 
 async def test_only_what_is_too_large_is_refused(url: str) -> None:
