@@ -119,7 +119,7 @@ async def rabbitmq(url: str, consume: bool, take: Take) -> Opened:
         handled = message.delivery_tag
 
     async with connection:
-        await channel.queue_declare(TOPIC, durable=True)
+        await channel.queue_declare(TOPIC, durable=True, arguments={"x-queue-type": "quorum"})
         if consume:
             await channel.basic_qos(prefetch_count=BATCH)
             await channel.basic_consume(TOPIC, arrived)

@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from faststream.nats import JStream, NatsBroker, PullSub
-from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
+from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from faststream.redis import RedisBroker, StreamSub
 from nats import connect
 from pydantic import BaseModel
@@ -54,7 +54,7 @@ async def redis(url):
 
 
 async def rabbitmq(url):
-    queue = RabbitQueue(TOPIC, durable=True)
+    queue = RabbitQueue(TOPIC, queue_type=QueueType.QUORUM, durable=True)
     broker = RabbitBroker(url, logger=None, default_channel=Channel(prefetch_count=PREFETCH))
     await broker.connect()
     await broker.declare_queue(queue)

@@ -9,9 +9,10 @@ import pytest
 from nats.aio.client import Client
 
 from eventbus.testing.transport_exam import Bench, Check, broker_checks_for, checks_for, examine
-from eventbus.transport import Transport, connect
+from eventbus.transport import Transport, Wire, connect
 from eventbus.transports import _nats_address as names
 from eventbus.transports import _nats_topology
+from eventbus.transports._nats_wire import unfit
 from eventbus.transports.nats import NatsCoreTransport, NatsTransport
 from tests.servers.proxy import Proxy
 from tests.servers.server import Server
@@ -118,3 +119,29 @@ async def test_exam_of_the_broker(bench: Bench, check: Check, nats: Server) -> N
 @pytest.mark.parametrize("check", checks_for(CORE), ids=str)
 async def test_exam_of_core_nats(nats: Server, check: Check) -> None:
     await examine(Bench(make=lambda: connect(f"nats+core{nats.url.removeprefix('nats')}"), quiet=0.05), check)
+
+
+@pytest.mark.parametrize(
+    ("headers", "key", "why"),
+    [
+        ({"a": "b", "Nats-TTL": "1"}, None, "takes no header 'Nats-TTL'"),
+        ({"a": "b", "": "c"}, None, "takes no header ''"),
+        ({"a": "b", "c d": "e"}, None, "takes no header 'c d'"),
+        ({"a": "b", "c": " d"}, None, "value of header 'c'"),
+        ({"a": "b", "c": "d\n"}, None, "value of header 'c'"),
+        ({"a": "b", "c": "d\u2028"}, None, "value of header 'c'"),
+        ({"a": "b", "c": "d" * 4_096}, None, "together are larger"),
+        ({"a": "b", "c": "é" * 2_100}, None, "together are larger"),
+        ({"a": "b"}, "é" * 700, "together are larger"),
+        ({"a": "b", "sonats-": "d e"}, "é", ""),
+        ({"a": "b", "c": "é", "d": ""}, "k", ""),
+        ({"a": "b"}, "k", ""),
+    ],
+)
+async def test_impossible_headers_are_found_among_usual_ones(
+    headers: dict[str, str], key: str | None, why: str
+) -> None:
+    """One header that cannot travel refuses its message, however usual the others are."""
+    found = unfit(Wire("1", b"{}", headers, key), 2)
+    assert why in found
+    assert bool(why) == bool(found)
