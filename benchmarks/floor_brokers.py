@@ -4,14 +4,14 @@ A window of messages is on its way at once, each confirmed; what arrives togethe
 together.
 """
 
-from asyncio import create_task, gather, get_running_loop, sleep
+from asyncio import Task, create_task, gather, get_running_loop, sleep
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import aiormq
 import nats
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from pydantic import BaseModel
 from redis.asyncio import Redis
@@ -157,8 +157,8 @@ async def jetstream(url: str, consume: bool, take: Take) -> Opened:
 
 @asynccontextmanager
 async def kafka(url: str, consume: bool, take: Take) -> Opened:
-    """Open Kafka: an idempotent producer, a commit a batch."""
-    address = url.partition("://")[2]
+    """Open Kafka: an idempotent producer, one commit after another of what was handled meanwhile."""
+    address, handled, commits = url.partition("://")[2], dict[TopicPartition, int](), list[Task[None]]()
     async with AsyncExitStack() as stack:
         admin = AIOKafkaAdminClient(bootstrap_servers=address)
         await admin.start()
@@ -176,11 +176,13 @@ async def kafka(url: str, consume: bool, take: Take) -> Opened:
 
         async def step() -> None:
             found = await consumer.getmany(timeout_ms=round(PATIENCE * 1000), max_records=BATCH)
-            for records in found.values():
+            for place, records in found.items():
                 for record in records:
                     await handle(record.value, take)
-            if found:
-                await consumer.commit()
+                handled[place] = records[-1].offset + 1
+            if handled and (not commits or commits[-1].done()):
+                commits[:] = [create_task(consumer.commit(dict(handled)))]
+                handled.clear()
 
         if consume:
             consumer = AIOKafkaConsumer(
@@ -189,8 +191,11 @@ async def kafka(url: str, consume: bool, take: Take) -> Opened:
             )  # fmt: skip
             await consumer.start()
             stack.push_async_callback(consumer.stop)
-        await stack.enter_async_context(repeating(step, consume))
-        yield lambda count: in_windows(count, window)
+        async with repeating(step, consume):
+            yield lambda count: in_windows(count, window)
+        await gather(*commits)
+        if handled:
+            await consumer.commit(handled)
 
 
 def _at(opened: Callable[[str, bool, Take], Any]) -> Callable[[str], Contender]:
