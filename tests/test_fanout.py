@@ -148,16 +148,19 @@ async def test_group_raised_by_a_call_stays_one_error(fan: Fan) -> None:
 
 async def test_deadline_is_inherited(fan: Fan) -> None:
     """A call sees the deadline around the fan-out, and ends by it."""
-    seen = list[float]()
+    seen, looked = list[float](), anyio.Event()
 
     async def look() -> None:
         seen.append(anyio.current_effective_deadline())
+        if len(seen) == 2:
+            looked.set()
         await anyio.sleep_forever()
 
     with anyio.move_on_after(3600) as scope:
         deadline = scope.deadline
 
         async def expire() -> None:
+            await looked.wait()
             scope.deadline = anyio.current_time()
             await anyio.sleep_forever()
 
