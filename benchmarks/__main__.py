@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.measure import FULL, QUICK, Row
 from benchmarks.report import HEAD, Facts, cells, dump, facts, load, markdown, text, write_page
 
-NAMES = ("send", "publish", "memory", "sqlite", "postgres", "brokers", "fastapi", "import")
+NAMES = ("send", "publish", "memory", "sqlite", "postgres", "claims", "brokers", "fastapi", "import")
 LATEST = Path(__file__).parent / "results" / "latest.json"
 OLDEST = "send"
 """What ``--oldest`` measures."""

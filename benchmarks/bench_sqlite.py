@@ -3,7 +3,7 @@
 import sqlite3
 from asyncio import Event as Flag
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +15,9 @@ from anyio import create_task_group
 
 from benchmarks.floor_sqlite import GroupCommit, lease_and_delete
 from benchmarks.measure import Effort, Goal, Loop, Row, Sample, calls, quiet_gc, race, turns
+from benchmarks.waiting import claim_rows
 from eventbus import Event, EventBus, Limits, Module
-from eventbus.store import NewEntry, Recipient, Settlement
+from eventbus.store import Store
 from eventbus.stores.sqlite import SQLiteStore
 
 __all__ = ("rows",)
@@ -27,8 +28,6 @@ PUBLISHED = 20_000
 CONSUMED = 30_000
 SLOTS = (8, 64)
 """Handlings at once: what a handler has by default, and many; the settlements of as many are committed together."""
-WAITING = (1_000, 100_000, 500_000)
-CLAIMED = 100
 
 
 class Told(Event, name="bench.told", key="customer"):
@@ -148,60 +147,6 @@ async def inside_rows(effort: Effort, folder: Path) -> Sequence[Row]:
     return [Row(what, took["with"], "the transaction without it", took["without"], Goal(1.3))]
 
 
-@asynccontextmanager
-async def waiting(path: Path, count: int, keyed: bool) -> AsyncGenerator[Callable[[], Awaitable[float]]]:
-    """Yield what times one claim in a file where so many entries wait, a tenth as many keys among them."""
-    recipient = Recipient("bench/take", ordered=keyed)
-    async with SQLiteStore(path, synchronous="normal") as store:
-        for first in range(0, count, 5_000):
-            numbers = range(first, min(first + 5_000, count))
-            await store.add(
-                [
-                    NewEntry(
-                        message_id=f"{number:036}",
-                        type="bench.told",
-                        body=b'{"number":1}',
-                        key=f"customer-{number % max(count // 10, 1)}",
-                        subscribers=False,
-                        recipients=(recipient,),
-                    )
-                    for number in numbers
-                ]
-            )
-        cursor = ""
-
-        async def claim() -> float:
-            nonlocal cursor
-            with quiet_gc():
-                start = perf_counter()
-                claimed = await store.claim(recipient, owner="bench", limit=CLAIMED, lease=30.0, cursor=cursor)
-                taken = perf_counter() - start
-            if not claimed.entries:
-                raise RuntimeError("nothing was claimed")
-            cursor = claimed.cursor
-            await store.settle([Settlement(entry.seq, entry.claims, "release") for entry in claimed.entries])
-            return taken
-
-        yield claim
-
-
-async def claim_rows(effort: Effort, folder: Path, keyed: bool) -> Sequence[Row]:
-    sizes = [effort.of(size) for size in WAITING]
-    async with AsyncExitStack() as stack:
-        claims = {
-            str(size): await stack.enter_async_context(waiting(folder / f"{size}-{keyed}.db", size, keyed))
-            for size in sizes
-        }
-        took = await turns(effort.rounds * 4, claims)
-    least, *more = sizes
-    kind = "ordered" if keyed else "unordered"
-    return [
-        Row(f"claim {CLAIMED} {kind} of {size:,} waiting", took[str(size)], f"of {least:,} waiting", took[str(least)],
-            Goal(1.5))
-        for size in more
-    ]  # fmt: skip
-
-
 async def rows(effort: Effort) -> Sequence[Row]:
     """Return the comparisons."""
     found: list[Row] = []
@@ -210,6 +155,10 @@ async def rows(effort: Effort) -> Sequence[Row]:
             found += await publish_rows(effort, Path(name), synchronous)
             found += await consume_rows(effort, Path(name), synchronous)
         found += await inside_rows(effort, Path(name))
-        for keyed in (False, True):
-            found += await claim_rows(effort, Path(name), keyed)
+
+        @asynccontextmanager
+        async def made(file: str) -> AsyncGenerator[Store]:
+            yield SQLiteStore(Path(name, f"{file}.db"), synchronous="normal")
+
+        found += await claim_rows(effort, made, "SQLite")
     return found

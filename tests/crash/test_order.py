@@ -13,8 +13,8 @@ from tests.crash.site import Site
 pytestmark = [pytest.mark.crash, pytest.mark.long, pytest.mark.timeout(900)]
 
 KEYS = int(os.environ.get("EVENTBUS_KEYS", "60"))
-EACH = 10
-WORKERS = 3
+EACH = int(os.environ.get("EVENTBUS_STEPS", "10"))
+WORKERS = int(os.environ.get("EVENTBUS_WORKERS", "3"))
 
 
 def test_no_key_is_inverted(site: Site, family: Family) -> None:
@@ -27,7 +27,7 @@ def test_no_key_is_inverted(site: Site, family: Family) -> None:
     children = [family.run(play, work) for _ in range(WORKERS)]
     children[0].join(1.0)
     children[0].kill()
-    assert [ended(child) for child in children[1:]] == [0, 0]
+    assert {ended(child) for child in children[1:]} == {0}
     seen: dict[str, list[int]] = {}
     for lane, number in site.rows("SELECT lane, number FROM effects ORDER BY id"):
         seen.setdefault(lane, []).append(number)
