@@ -48,7 +48,7 @@ async def redis(url):
     stream = StreamSub(TOPIC, group=GROUP, consumer="one", max_records=PREFETCH, polling_interval=100)
     return (
         broker,
-        lambda: broker.subscriber(stream=stream, max_workers=TASKS, **SAFE),
+        lambda: broker.subscriber(stream=stream, **SAFE),
         lambda number: broker.publish(told(number), stream=TOPIC),
     )
 
@@ -74,7 +74,7 @@ async def nats(url):
     pull = PullSub(batch_size=PREFETCH, timeout=0.1)
     return (
         broker,
-        lambda: broker.subscriber(TOPIC, stream=stream, durable=GROUP, pull_sub=pull, max_workers=TASKS, **SAFE),
+        lambda: broker.subscriber(TOPIC, stream=stream, durable=GROUP, pull_sub=pull, **SAFE),
         lambda number: broker.publish(told(number), TOPIC, stream=GROUP),
     )
 
