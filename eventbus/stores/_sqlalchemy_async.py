@@ -175,7 +175,7 @@ class AsyncLink:
             try:
                 return await greenlet_spawn(self._once, work, single)
             except Exception as error:
-                if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error))):
+                if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error, self._engine.sync_engine))):
                     raise named(error, self._engine.sync_engine) from error
                 log.debug("trying again: %s", error)
             await asyncio.sleep(pause(attempt))

@@ -122,12 +122,14 @@ def pause(attempt: int) -> float:
     return random.uniform(0.0, SHORTEST * 2 ** (attempt - 1))
 
 
-def is_lost(error: BaseException) -> bool:
+def is_lost(error: BaseException, engine: Engine) -> bool:
     """Tell whether the connection was lost: one from the pool may have been dead for long.
 
     Every verb but a claim can be repeated even if it was done: the unique key and the fence see to it.
     """
-    return isinstance(error, DBAPIError) and error.connection_invalidated
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated
+    return isinstance(error, engine.dialect.loaded_dbapi.Error)  # bare while a connection is made AUTOCOMMIT
 
 
 def shown(url: URL) -> str:
@@ -137,7 +139,9 @@ def shown(url: URL) -> str:
 
 def named(error: BaseException, engine: Engine, doing: str = "") -> BaseException:
     """Return what an error is called outside, without passwords, statements or bodies."""
-    if isinstance(error, EventBusError) or not isinstance(error, (SQLAlchemyError, OSError, TimeoutError)):
+    if isinstance(error, EventBusError):
+        return error
+    if not isinstance(error, (SQLAlchemyError, OSError, TimeoutError)) and not is_lost(error, engine):
         return error
     orig = getattr(error, "orig", None) or error
     text = " ".join(str(orig).split())[:500] or type(orig).__name__

@@ -155,7 +155,7 @@ class ThreadLink:
                 with (self._single if single else self._plain).connect() as connection:
                     return work_on(connection, work, single, self.level)
             except Exception as error:
-                if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error))):
+                if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error, self._engine))):
                     raise named(error, self._engine) from error
                 log.debug("trying again: %s", error)
             time.sleep(pause(attempt))

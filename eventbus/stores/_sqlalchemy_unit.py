@@ -243,7 +243,7 @@ class OwnUnit(JoinedUnit):
             try:
                 session.flush()  # at the commit it could not be told from the store's own failures
             except SQLAlchemyError as error:
-                if is_lost(error):
+                if is_lost(error, session.get_bind().engine):
                     raise
                 return error
             return not self._rows.settle(_connection(session), [settlement])
