@@ -163,7 +163,8 @@ class Sources:
 
         def progress() -> Progress:
             # What waits for the end of a pause may be another process's by then.
-            return claims.progress()._replace(paused=outage.lasts(self._limits.sweep))
+            seen = claims.progress()
+            return seen._replace(paused=seen.paused or outage.lasts(self._limits.sweep))
 
         return replace(self._claimed(claims, slots, partial(self._send_out, link, outage)), progress=progress)
 

@@ -13,7 +13,7 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
-from eventbus import Event, EventBus, Limits, Lost, Module, Reject, StoreError
+from eventbus import Event, EventBus, Limits, Lost, Module, PublishError, Refused, Reject, StoreError
 from eventbus.clock import Runtime
 from eventbus.fastapi import install
 from eventbus.health import Health, examine
@@ -283,6 +283,22 @@ async def test_destination_that_takes_nothing_is_paused() -> None:
             await clinic.pass_time(0.1)
         assert () == clinic.look().faults
         assert [("publish", "t.told")] == [entry[:2] for entry in transport.log]
+
+
+async def test_destination_with_too_many_dead_is_paused() -> None:
+    """What goes out through a transport stands still at its ceiling of dead too, and is red until some are gone."""
+    transport = Flaky()
+    clinic = Clinic(
+        store=Ward(), transports={"events": transport}, routes={Told: "events"}, limits=Limits(sweep=SWEEP, dead=1)
+    )
+    async with clinic.open():
+        transport.trouble["publish"] = lambda _: PublishError({0: Refused("too large")})
+        await clinic.bus.publish(Told(), atomic=False)
+        await clinic.pass_time(SWEEP * 12)
+        assert ("shop>events is paused",) == clinic.look().faults
+        await clinic.bus.dead.discard(message=Told)
+        await clinic.pass_time(SWEEP * 2)
+        assert () == clinic.look().faults
 
 
 async def test_pause_that_another_process_ended() -> None:
