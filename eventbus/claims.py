@@ -248,10 +248,15 @@ class Claims:
         if isinstance(verdict, Dead):
             self._died = self._died + 1 if self._died else self.ledger.limits.dead
         if isinstance(verdict, Again | Postponed):
+            self._forget_past()  # one that is never idle would remember them all
             heapq.heappush(self._dues, self.ledger.runtime.clock.monotonic() + verdict.after)
         if self.recipient.ordered or not isinstance(verdict, Done):
             self._woken = True
         self._news.fire()
+
+    def _forget_past(self) -> None:
+        while self._dues and self._dues[0] <= self.ledger.runtime.clock.monotonic():
+            heapq.heappop(self._dues)
 
     async def _is_full(self) -> bool:
         """Tell whether the dead of this handler have reached their ceiling, so that it has to pause."""
@@ -302,8 +307,7 @@ class Claims:
             return
         clock, wait = self.ledger.runtime.clock, self.ledger.limits.sweep
         due = (await self._ask(self.ledger.store.due([self.recipient.name]))).get(self.recipient.name, wait)
-        while self._dues and self._dues[0] <= clock.monotonic():
-            heapq.heappop(self._dues)
+        self._forget_past()
         ours = self._dues[0] - clock.monotonic() if self._dues else wait
         missed, self._missed = due <= 0 and not self._missed, due <= 0
         wait = SOON if missed else min(one for one in (wait, due, ours) if one > 0)

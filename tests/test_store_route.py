@@ -11,10 +11,15 @@ import anyio.lowlevel
 import pytest
 
 from eventbus import Context, Event, EventBus, Limits, Module, Reject, Retry, RetryLater, StoreError, Transaction
-from eventbus.store import Claimed, NewEntry, Settlement
+from eventbus.claims import Claims
+from eventbus.clock import Runtime
+from eventbus.ledger import Ledger
+from eventbus.retry import Again
+from eventbus.store import Claimed, NewEntry, Recipient, Settlement
 from eventbus.stores._sqlite_unit import SQLiteUnit
 from eventbus.stores.memory import MemoryStore
 from eventbus.stores.sqlite import SQLiteSession, SQLiteStore
+from eventbus.testing.clock import VirtualClock
 from eventbus.testing.harness import harness
 
 
@@ -566,3 +571,13 @@ async def test_statements_are_for_many_entries() -> None:
     assert list(range(1_000)) == sorted(handled)
     assert store.settlements <= 3 * 1_000 / 50
     assert store.claims <= 1_000 / 50
+
+
+async def test_retries_that_are_over_are_not_remembered() -> None:
+    """A handler that is never idle keeps the times of the retries to come, and not of all that ever were."""
+    clock = VirtualClock()
+    claims = Claims(Ledger(MemoryStore(), Runtime(clock), Limits()), Recipient("svc/m.busy"), 1)
+    for _ in range(100):
+        claims.settled(Again(1.0))
+        clock.jump(clock.monotonic() + 2.0)
+    assert len(claims._dues) == 1
