@@ -293,6 +293,7 @@ class Claims:
         finally:
             self._claiming = False
             self._news.fire()
+        self.ledger.note()
         more = claimed.cursor != ""
         self._cursor = claimed.cursor
         self._unsettled += len(claimed.entries)

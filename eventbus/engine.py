@@ -80,7 +80,9 @@ class Engine:
             raise WrongLoopError(operation, "another event loop")
 
     def wake(self, recipients: frozenset[str] | None = None) -> None:
-        """Let the worker look for what was written for some recipients; None: for anybody."""
+        """Let the worker look for what was written here for some recipients; None: elsewhere, for anybody."""
+        if recipients is not None and self.ledger is not None:
+            self.ledger.note()
         for name in self.claims if recipients is None else recipients & self.claims.keys():
             self.claims[name].wake()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import Any
 
 from eventbus.channel import Channel
@@ -78,6 +79,9 @@ class Health:
 def report(engine: Engine) -> Health:
     """Return the health of an engine as this process sees it, without asking anybody."""
     now, patience = engine.runtime.clock.monotonic(), PATIENCE * engine.limits.sweep
+    ledger = engine.ledger
+    if ledger is not None and ledger.store.exclusive and now - ledger.wrote < patience:
+        patience = inf  # whoever waits has only to wait for its turn with the one writer
     channels = [] if engine.worker is None else engine.worker.channels
     transports = {link.name: link.is_up for link in engine.used_links()}
     sources = {channel.source.name: _source(channel, now) for channel in channels}
@@ -88,8 +92,10 @@ def report(engine: Engine) -> Health:
     for name, source in sources.items():
         stuck += source.stuck(name, patience)
         away += source.away(name)
-    answered = None if engine.ledger is None else now - engine.ledger.answered
-    if engine.ledger is not None and engine.ledger.troubled:
+    answered = None if ledger is None else now - ledger.answered
+    if ledger is not None and ledger.asked is not None and now - ledger.asked >= patience:
+        stuck.append(f"settling is stuck: the store has not answered for {now - ledger.asked:.0f} s")
+    if ledger is not None and ledger.troubled:
         away.append("the store fails")
     elif answered is not None and answered >= patience:
         stuck.append(f"the store has not answered for {answered:.0f} s")

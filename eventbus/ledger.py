@@ -63,6 +63,10 @@ class Ledger:
         """When the store last answered the keeper."""
         self.troubled = False
         """Whether it answered with an error since."""
+        self.asked: float | None = None
+        """Since when it owes an answer to a settlement or a lease."""
+        self.wrote = self.answered
+        """When it last wrote something for anybody in this process."""
         self._counted = float("-inf")
         self._backlog: Sequence[Backlog] = ()
         self._news = Signal()
@@ -109,7 +113,12 @@ class Ledger:
         """Note that the store answered the keeper, or that it is in trouble."""
         self.troubled = troubled
         if not troubled:
-            self.answered = self.runtime.clock.monotonic()
+            self.note()
+            self.answered = self.wrote
+
+    def note(self) -> None:
+        """Note that the store has written something."""
+        self.wrote = self.runtime.clock.monotonic()
 
     async def _settle_all(self, tickets: Sequence[_Ticket]) -> frozenset[int]:
         return await self.store.settle([ticket.settlement for ticket in tickets])
@@ -128,10 +137,14 @@ class Ledger:
         current = [ticket for ticket in tickets if newest[ticket.settlement.seq] == ticket.settlement.claims]
         lost: frozenset[int] = frozenset()
         failed: StoreError | None = None
+        self.asked = self.runtime.clock.monotonic()
         try:
             lost = await verb(current)
+            self.note()
         except Exception as error:
             log.warning(warning, len(current), error)
             failed = error if isinstance(error, StoreError) else StoreError(f"{type(error).__name__}: {error}")
+        finally:
+            self.asked = None
         for one, told in tickets:
             told(newest[one.seq] == one.claims and one.seq not in lost, failed)

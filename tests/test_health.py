@@ -45,6 +45,7 @@ class Ward(MemoryStore):
 
     broken = False
     silent: anyio.Event | None = None
+    unsettled: anyio.Event | None = None
     asked = 0
 
     async def examined(self, answer: Callable[[], Awaitable[Any]]) -> Any:
@@ -54,6 +55,11 @@ class Ward(MemoryStore):
         if self.broken:
             raise StoreError("connecting to db.internal with password hunter2 failed")
         return await answer()
+
+    async def settle(self, *args: Any, **named: Any) -> Any:
+        if self.unsettled is not None:
+            await self.unsettled.wait()
+        return await super().settle(*args, **named)
 
     async def claim(self, *args: Any, **named: Any) -> Any:
         return await self.examined(lambda: super(Ward, self).claim(*args, **named))
@@ -183,6 +189,44 @@ async def test_store_that_falls_silent(consume: bool) -> None:
         store.silent.set()
         store.silent = None
         await clinic.pass_time(SWEEP)
+        assert () == clinic.look().faults
+
+
+async def test_settling_that_falls_silent() -> None:
+    """A store that answers all but the settlements is red, because no handler gets on."""
+    store = Ward()
+    async with stored(store).open() as clinic:
+        store.unsettled = anyio.Event()
+        await clinic.bus.publish(Paid(), atomic=False)
+        await clinic.pass_time(SWEEP * 2 - 0.1)
+        before = clinic.look()
+        await clinic.pass_time(0.1)
+        after = clinic.look()
+        store.unsettled.set()
+        await clinic.pass_time(SWEEP)
+        assert before.healthy
+        assert (("settling is stuck: the store has not answered for 10 s",), False) == (after.faults, after.alive)
+        assert () == clinic.look().faults
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+async def test_who_waits_for_the_only_writer_is_not_stuck(exclusive: bool) -> None:
+    """As long as the only writer of a store works for somebody, the others wait for their turn; then it is silent."""
+    store = Ward()
+    store.exclusive = exclusive
+    async with stored(store).open() as clinic:
+        store.silent = anyio.Event()
+        for _ in range(4):
+            await clinic.pass_time(SWEEP)
+            async with clinic.bus.transaction():
+                await clinic.bus.publish(Paid())
+        busy = clinic.look()
+        await clinic.pass_time(SWEEP * 2)
+        silent = clinic.look()
+        store.silent.set()
+        store.silent = None
+        await clinic.pass_time(SWEEP)
+        assert (exclusive, False) == (busy.alive, silent.alive)
         assert () == clinic.look().faults
 
 
