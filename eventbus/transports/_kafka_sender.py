@@ -43,6 +43,14 @@ class Parcel:
             self.note(index, Lost(why))
 
 
+class Pending(set[Any]):
+    """Batches on their way; aiokafka takes one out again that waits to be sent again when its time is over."""
+
+    def remove(self, element: Any) -> None:
+        """Take an element out, if it is in."""
+        self.discard(element)
+
+
 class Sender:
     """Hold a started producer."""
 
@@ -59,7 +67,8 @@ class Sender:
 
     def watch(self) -> None:
         """Fail what waits when the producer's own task fails; its own way to do so stumbles without transactions."""
-        sender = self._producer._sender
+        sender, batches = self._producer._sender, self._producer._message_accumulator
+        batches._pending_batches = Pending(batches._pending_batches)
         sender.sender_task.remove_done_callback(sender._fail_all)
         sender.sender_task.add_done_callback(self._ended)
 
