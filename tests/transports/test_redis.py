@@ -130,7 +130,7 @@ def group(
 
 
 async def take(subscription: Subscription, count: int = 1) -> list[Delivery]:
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         return [await subscription.receive() for _ in range(count)]
 
 
