@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from eventbus.errors import Lost, PublishError, Refused
@@ -58,6 +59,8 @@ class Sender:
         self.broken = ""
         """Why this producer is not trusted any more: it may still deliver late what it was said to have lost."""
         self._producer = producer
+        batches = producer._message_accumulator
+        batches._pending_batches = Pending(batches._pending_batches)
         self._max_bytes = max_bytes
         self._tasks = tasks
         self._lanes: dict[str, deque[Parcel]] = {}
@@ -67,8 +70,7 @@ class Sender:
 
     def watch(self) -> None:
         """Fail what waits when the producer's own task fails; its own way to do so stumbles without transactions."""
-        sender, batches = self._producer._sender, self._producer._message_accumulator
-        batches._pending_batches = Pending(batches._pending_batches)
+        sender = self._producer._sender
         sender.sender_task.remove_done_callback(sender._fail_all)
         sender.sender_task.add_done_callback(self._ended)
 
@@ -116,10 +118,8 @@ class Sender:
 
     def _fail_all(self, error: BaseException) -> None:
         batches = self._producer._message_accumulator
-        for waiting in batches._batches.values():  # what is to be sent again is not pending, and fails as if it were
-            batches._pending_batches.update(waiting)
         batches.fail_all(error)
-        for batch in batches._pending_batches:
+        for batch in chain(batches._pending_batches, *batches._batches.values()):
             batch._drain_waiter.exception()  # which nobody waits for any more
 
     def _expire(self, topic: str, parcel: Parcel) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,48 +18,48 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def test_giving_up_leaves_no_error_that_nobody_looks_at() -> None:
-    """A batch that waits to be sent again fails with the others, and the event loop has nothing to complain about."""
-    loop, complaints, batches = asyncio.get_running_loop(), list[Any](), dict[str, Any]()
+@pytest.fixture
+async def complaints() -> AsyncIterator[list[Any]]:
+    """Yield what the event loop complains about."""
+    loop, found = asyncio.get_running_loop(), list[Any]()
     before = loop.get_exception_handler()
-    loop.set_exception_handler(lambda _, context: complaints.append(context))
-    try:
-        batches["all"] = MessageAccumulator(SimpleNamespace(leader_for_partition=lambda _: 1), 1_000, 0, 30, loop=loop)
-        partition = TopicPartition("t", 0)
-        message = await batches["all"].add_message(partition, None, b"x", 5)
-        batches["all"].reenqueue(batches["all"]._pop_batch(partition))
-        Sender(SimpleNamespace(_message_accumulator=batches["all"]), 10, SimpleNamespace())._fail_all(OSError("gone"))
-        await asyncio.wait([message])
-        assert isinstance(message.exception(), OSError)
-        batches.clear()
-        gc.collect()
-        await asyncio.sleep(0)
-    finally:
-        loop.set_exception_handler(before)
+    loop.set_exception_handler(lambda _, context: found.append(context))
+    yield found
+    loop.set_exception_handler(before)
+
+
+def accumulator() -> Any:
+    """Return where the client keeps its batches."""
+    place = SimpleNamespace(leader_for_partition=lambda _: 1)
+    return MessageAccumulator(place, 1_000, 0, 30, loop=asyncio.get_running_loop())
+
+
+async def test_giving_up_leaves_no_error_that_nobody_looks_at(complaints: list[Any]) -> None:
+    """A batch that waits to be sent again fails with the others, and the event loop has nothing to complain about."""
+    batches, partition = {"all": accumulator()}, TopicPartition("t", 0)
+    message = await batches["all"].add_message(partition, None, b"x", 5)
+    sender = Sender(SimpleNamespace(_message_accumulator=batches["all"]), 10, SimpleNamespace())
+    batches["all"].reenqueue(batches["all"]._pop_batch(partition))
+    sender._fail_all(OSError("gone"))
+    await asyncio.wait([message])
+    assert isinstance(message.exception(), OSError)
+    batches.clear()
+    del sender
+    gc.collect()
+    await asyncio.sleep(0)
     assert complaints == []
 
 
-async def test_batch_that_is_over_while_it_waits_to_be_sent_again() -> None:
+async def test_batch_that_is_over_while_it_waits_to_be_sent_again(complaints: list[Any]) -> None:
     """Its time may be over then, and the event loop has nothing to complain about."""
-    loop, complaints = asyncio.get_running_loop(), list[Any]()
-    before = loop.get_exception_handler()
-    loop.set_exception_handler(lambda _, context: complaints.append(context))
-    try:
-        batches: Any = MessageAccumulator(SimpleNamespace(leader_for_partition=lambda _: 1), 1_000, 0, 30, loop=loop)
-        task = loop.create_task(asyncio.sleep(0))
-        producer = SimpleNamespace(
-            _message_accumulator=batches, _sender=SimpleNamespace(sender_task=task, _fail_all=lambda _: None)
-        )
-        Sender(producer, 10, SimpleNamespace()).watch()
-        partition = TopicPartition("t", 0)
-        message = await batches.add_message(partition, None, b"x", 5)
-        batch = batches._pop_batch(partition)
-        batches.reenqueue(batch)
-        batch.failure(OSError("too late"))
-        await asyncio.wait([message, task])
-        assert isinstance(message.exception(), OSError)
-        assert isinstance(batch.future.exception(), OSError)
-        assert isinstance(batch._drain_waiter.exception(), OSError)
-    finally:
-        loop.set_exception_handler(before)
+    batches, partition = accumulator(), TopicPartition("t", 0)
+    message = await batches.add_message(partition, None, b"x", 5)
+    Sender(SimpleNamespace(_message_accumulator=batches), 10, SimpleNamespace())
+    batch = batches._pop_batch(partition)
+    batches.reenqueue(batch)
+    batch.failure(OSError("too late"))
+    await asyncio.wait([message])
+    assert isinstance(message.exception(), OSError)
+    assert isinstance(batch.future.exception(), OSError)
+    assert isinstance(batch._drain_waiter.exception(), OSError)
     assert complaints == []
