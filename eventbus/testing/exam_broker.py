@@ -143,6 +143,10 @@ class _Office:
         self._desk: Desk | None = None
         self._life = anyio.CancelScope()
 
+    def lives_on(self, count: int) -> bool:
+        """Tell whether so many lives have begun, and the last has not ended."""
+        return self.lives >= count and self._desk is not None
+
     def has(self, count: int) -> bool:
         """Tell whether so many have arrived."""
         return len(self.got) >= count
@@ -227,6 +231,7 @@ async def restarted(bench: Bench) -> None:
                 publishers.start_soon(office.publish, sent[number::PUBLISHERS])
             for third, end in ((1, broker.stop), (2, broker.kill)):
                 await until(partial(office.has, third * len(sent) // 3), AWAY * bench.patience, "no progress")
+                await until(partial(office.lives_on, min(third, expected)), AWAY * bench.patience, "it never came back")
                 await end()
                 await broker.start()
         with anyio.move_on_after(AWAY * bench.patience):
