@@ -104,7 +104,7 @@ class EventBus:
         self._overrides: MutableMapping[Callable[..., Any], Callable[..., Any]] = {}
         self._runtime = runtime
         self._engine: Engine | None = None
-        self._sends: dict[type, Callable[[Any], Any]] = {}
+        self._sends: dict[type, Callable[[Any], Coroutine[Any, Any, Any]]] = {}
         self._publishes: dict[type, Publish] = {}
         self._wiring = Wiring(
             name=name,
@@ -187,11 +187,11 @@ class EventBus:
 
             Raises ``NoHandlerError`` if nobody handles it here, ``TypeError`` for an event.
             """
-            call = self._sends.get(type(command))
-            if call is None:
-                call = self._sends[type(command)] = self.engine.dispatch.sender(type(command))
-            running: Coroutine[Any, Any, R] = call(command)
-            return running
+            try:
+                call = self._sends[type(command)]
+            except KeyError:
+                call = self._sender(type(command))
+            return call(command)
 
     else:
 
@@ -200,9 +200,10 @@ class EventBus:
 
             Raises ``NoHandlerError`` if nobody handles it here, ``TypeError`` for an event.
             """
-            call = self._sends.get(type(command))
-            if call is None:
-                call = self._sends[type(command)] = self.engine.dispatch.sender(type(command))
+            try:
+                call = self._sends[type(command)]
+            except KeyError:
+                call = self._sender(type(command))
             result: R = await call(command)
             return result
 
@@ -331,6 +332,14 @@ class EventBus:
         """
         async with self.engine.running(consume):
             yield self
+
+    def _sender(self, type_: type) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+        try:
+            call = self._sends[type_] = self.engine.dispatch.sender(type_)
+        except Exception as error:
+            error.__suppress_context__ = True  # that it was looked for in a table is nobody's concern
+            raise
+        return call
 
     def health(self) -> "Health":
         """Return how the bus and its parts are doing."""

@@ -283,7 +283,7 @@ class Dispatch:
             raise NoHandlerError(subject.spec.name)
         return self.invokers[known[0].handler.name]
 
-    def sender(self, type_: type) -> Callable[[Any], Awaitable[Any]]:
+    def sender(self, type_: type) -> Callable[[Any], Coroutine[Any, Any, Any]]:
         """Return what runs the one handler of a command. Raises ``NoHandlerError``, ``TypeError``."""
         check_message_type(type_)
         if not is_command(type_):

@@ -6,7 +6,7 @@ in the reverse order whatever fails; those of ``scope="function"`` are opened la
 
 import operator
 import sys
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from contextvars import ContextVar
@@ -28,8 +28,8 @@ from eventbus.store import Transaction
 __all__ = ("Frame", "Injected", "close", "inject")
 
 Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
-Run = Callable[..., Awaitable[Any]]
-Bare = Callable[[Any], Awaitable[Any]]
+Run = Callable[..., Coroutine[Any, Any, Any]]
+Bare = Callable[[Any], Coroutine[Any, Any, Any]]
 Call = Callable[[Any, "Frame"], Awaitable[Any]]
 
 CLEAN_UP = 5.0
@@ -180,7 +180,7 @@ def _with_cached(func: Run, cached: Callable[[], Any], overrides: Overrides, oth
         look = cached
         return result
 
-    def call(message: Any) -> Awaitable[Any]:
+    def call(message: Any) -> Coroutine[Any, Any, Any]:
         if overrides:
             return otherwise(message)
         try:

@@ -129,7 +129,7 @@ class Invoker:
         finally:
             current.reset(token)
 
-    def sender(self, runtime: Runtime) -> Callable[[Any], Awaitable[Any]]:
+    def sender(self, runtime: Runtime) -> Callable[[Any], Coroutine[Any, Any, Any]]:
         """Return what handles a command that is sent: as ``run``, made for what this handler needs and no more."""
         bare, name, entry = self.bare, self.known.handler.name, self._entry
         get, put, back = current.get, current.set, current.reset
