@@ -24,9 +24,12 @@ LONG = re.compile(
     r"|crash/test_(brokers|deploys|operations|server_loss|workers|order)|crash/test_kill.*(postgres|mariadb|engine)"
     r"|crash/test_kill.*sqlalchemy|crash/test_processes|stores/test_model|stores/test_sqlite_processes"
     r"|test_mended_passes|test_many_tests_one_after_another|test_same_seed|test_oracle_sees|test_pytest_plugin"
-    r"|test_same_shop.*(redis|rabbitmq|nats|kafka)"
     r"|test_cli|test_a_handler_is_not_given|test_timeout_is_not_spent|test_deep_text"
-    r"|transports/.*exam(.*(34|44) |_of_the_broker)"
+    r"|transports/.*exam(.*(34|44) |_of_the_broker)|transports/test_redis\.py::test_(?!exam)"
+    r"|test_docs\.py::test_python_runs.*(rehearsal|troubleshooting|5-crash|fastapi|testing)|test_rehearsal"
+    r"|stores/test_sqlalchemy.*aiosqlite|test_killed_in_the_middle|test_same_shop|test_data_stays_where"
+    r"|test_rounds_of_start|test_same_in_every|test_every_value_is_read|test_member_is_verbatim|test_guide_transport"
+    r"|in_a_circle_through_queues|test_a_store_that_was_away|reliability/test_canary"
 )
 """What takes its time, or a server that is no wheel: marked ``long``, so that the rest is done in three minutes."""
 
