@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.measure import FULL, QUICK, Row
-from benchmarks.report import HEAD, Facts, cells, dump, facts, load, markdown, text, write_page
+from benchmarks.report import HEAD, Facts, against_goals, cells, dump, facts, load, markdown, text, write_page
 
 NAMES = ("send", "publish", "memory", "sqlite", "postgres", "claims", "brokers", "fastapi", "import")
 LATEST = Path(__file__).parent / "results" / "latest.json"
@@ -58,6 +58,7 @@ def tables(known: Facts, results: Mapping[str, Sequence[Row]]) -> dict[str, str]
     """Return what belongs between the markers of a page: the tables, and what the numbers depend on."""
     python = ".".join(known["python"].split(".")[:2])
     made = {f"{name} {python}": markdown([HEAD, *map(cells, rows)]) for name, rows in results.items()}
+    made[f"goals {python}"] = markdown(against_goals(results))
     return made | {f"facts {python}": ", ".join(f"{name} {value}" for name, value in known.items())}
 
 

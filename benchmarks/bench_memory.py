@@ -139,7 +139,7 @@ async def rows(effort: Effort) -> Sequence[Row]:
         "send_nowait, async for": took["through_stream"],
         "send_nowait, receive_nowait": took["through_nowait_stream"],
     }
-    goals = {"send_nowait, async for": Goal(3)}
+    goals = {"send_nowait, async for": Goal(3, peer="pyee 2.5")}
     by_transport, by_bus = f"transport: publish, receive, ack {count:,}", f"bus: publish, handle {count:,}"
     return [
         *(Row(by_transport, carried, name, floor, goals.get(name)) for name, floor in floors.items()),

@@ -14,8 +14,8 @@ __all__ = ("rows",)
 Handler = Callable[[Any], Coroutine[Any, Any, None]]
 
 MIXES = {
-    "3 handlers, none suspends": (3, 0, Goal(0.20)),
-    "10 handlers, none suspends": (10, 0, Goal(0.10)),
+    "3 handlers, none suspends": (3, 0, Goal(0.20, peer="> 0.4")),
+    "10 handlers, none suspends": (10, 0, Goal(0.10, peer="> 0.4")),
     "3 handlers, all suspend once": (3, 3, Goal(0.9)),
     "10 handlers, all suspend once": (10, 10, Goal(1.05)),
     "10 handlers, one suspends once": (10, 1, None),

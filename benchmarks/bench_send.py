@@ -108,9 +108,10 @@ async def rows(effort: Effort) -> Sequence[Row]:
 
     in_context = "await handler(command, context, stock)"
     return [
-        times("send", took["send"], Goal(1.5 if sys.version_info >= (3, 12) else 2.3)),
+        times("send", took["send"], Goal(1.5 if sys.version_info >= (3, 12) else 2.3, peer="diator 12.7")),
         times("send, on a bus that also has routes", took["routed"], Goal(5)),
-        Row("send, a dependency behind lru_cache", took["cached"], injected, took["direct with stock"], Goal(2)),
+        Row("send, a dependency behind lru_cache", took["cached"], injected, took["direct with stock"],
+            Goal(2, peer="mediatr 31")),
         times("the first middleware adds", took["1 middleware"] - took["send"], Goal(2.5)),
         times("each further middleware adds", (took["3 middleware"] - took["1 middleware"]) / 2, Goal(1.2)),
         Row("send, context and one yield dependency, routes", took["context"], in_context, took["direct in context"],

@@ -62,6 +62,8 @@ class Goal:
     least: bool = False
     slack: float = 0.0
     """What may be noise."""
+    peer: str = ""
+    """The best peer, and what it reaches against the same baseline."""
 
     def reached(self, ratio: float) -> bool:
         return ratio >= self.ratio - self.slack if self.least else ratio <= self.ratio + self.slack

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.measure import Goal, Row, Sample
 
-__all__ = ("HEAD", "Facts", "cells", "dump", "facts", "load", "markdown", "text", "write_page")
+__all__ = ("HEAD", "Facts", "against_goals", "cells", "dump", "facts", "load", "markdown", "text", "write_page")
 
 HEAD = ("what", "ours", "baseline", "takes", "ratio (min)", "ratio (median)", "goal", "reached")
 Results = Mapping[str, Sequence[Row]]
@@ -52,6 +52,19 @@ def cells(row: Row) -> tuple[str, ...]:
         "" if row.goal is None else str(row.goal),
         reached,
     )
+
+
+def against_goals(results: Results) -> list[tuple[str, ...]]:
+    """Return all that has a goal in one table: the goal, the best peer, ours."""
+    lines = [("part", "goal", "what", "ours", "ratio to", "best peer", "reached")]
+    for name, rows in results.items():
+        for row in rows:
+            if row.goal is not None:
+                ratio = row.ratio.best
+                reached = "yes" if row.goal.reached(ratio) else "no"
+                peer = row.goal.peer
+                lines.append((name, str(row.goal), row.what, f"{ratio:.2f}", row.baseline, peer, reached))
+    return lines
 
 
 def _amount(sample: Sample, unit: str) -> str:
