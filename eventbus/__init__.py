@@ -1,8 +1,7 @@
 """A typed in-process event bus for FastAPI whose handlers move to a broker by editing data."""
 
 from eventbus.bus import EventBus
-from eventbus.context import Context
-from eventbus.dispatch import Receipt
+from eventbus.context import Context, Receipt
 from eventbus.errors import (
     AlreadyRunningError,
     CircleError,

@@ -12,22 +12,22 @@ from eventbus import store as stores
 from eventbus import transport as carriers
 from eventbus._extras import load
 from eventbus.clock import Runtime
-from eventbus.codec import JSONCodec
-from eventbus.dispatch import Publish, Receipt
+from eventbus.context import Receipt
 from eventbus.errors import WiringError
 from eventbus.limits import Limits
 from eventbus.message import Command, check_message_type
 from eventbus.middleware import Middleware
 from eventbus.module import Module, checked
-from eventbus.registry import MEMORY, Wiring, compile_wiring
-from eventbus.routes import RESERVED, Routes
+from eventbus.routes import MEMORY, RESERVED, Routes
 from eventbus.store import Store, Transaction
 from eventbus.transport import Transport
+from eventbus.wiring import Wiring
 
 if TYPE_CHECKING:  # loaded when they are needed: a bus that is only imported must not make anybody wait
     from eventbus.catalog import Explanation
     from eventbus.config import Overridden
     from eventbus.dead import DeadLetters
+    from eventbus.dispatch import Publish
     from eventbus.engine import Engine
     from eventbus.health import Health
     from eventbus.live import Gap, Stream
@@ -114,7 +114,7 @@ class EventBus:
             routes=Routes(routes or {}, rules),
             middleware=checked("EventBus", middleware),
             limits=limits,
-            codec=JSONCodec(limits),
+            codec=load("eventbus.codec:JSONCodec")(limits),
             overrides=self._overrides,
             bus_type=EventBus,
             live=live,
@@ -145,7 +145,8 @@ class EventBus:
         """The compiled bus, for the test kit and adapters; made at the first look."""
         engine = self._engine
         if engine is None:
-            made: Engine = load("eventbus.engine:Engine")(self, compile_wiring(self._wiring), self._runtime)
+            registry = load("eventbus.registry:compile_wiring")(self._wiring)
+            made: Engine = load("eventbus.engine:Engine")(self, registry, self._runtime)
             engine = self._engine = made
         return engine
 

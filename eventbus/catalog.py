@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eventbus.registry import INLINE, MEMORY, STORE, Known, Registry, Subject
+from eventbus.registry import Known, Registry, Subject
+from eventbus.routes import INLINE, MEMORY, STORE
 from eventbus.transport import Capabilities
 
 __all__ = ("PROMISES", "Explanation", "HandlerFacts", "MessageFacts", "explain", "kept_by", "promises")

@@ -97,6 +97,29 @@ def seed_of(origin: Origin) -> Seed:
     return [origin.message, origin, None, 0, origin.runtime]
 
 
+class Receipt:
+    """Acknowledge a publish; ``id`` is the message's id, made when somebody first asks for it.
+
+    It cannot be confused with a result: it has no truth value and no other attribute.
+    """
+
+    __slots__ = ("_seed",)
+
+    def __init__(self, seed: Seed) -> None:
+        self._seed = seed
+
+    @property
+    def id(self) -> str:
+        """The id of the message, the same in every context, store and queue."""
+        return origin_of(self._seed).identity.id
+
+    def __bool__(self) -> bool:
+        raise TypeError("a Receipt is no result: only send() returns what a handler returned")
+
+    def __repr__(self) -> str:
+        return f"Receipt(id={self.id!r})"
+
+
 class Context:
     """Tell a handler, a dependency or a middleware what is being handled.
 

@@ -7,46 +7,23 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from eventbus.clock import Runtime
-from eventbus.context import EMPTY, Origin, Seed, current, follow, origin_of
+from eventbus.context import EMPTY, Origin, Receipt, Seed, current, follow, origin_of
 from eventbus.envelope import check_headers
 from eventbus.errors import CircleError, EncodeError, NoHandlerError
 from eventbus.fanout import FanOut, cut_short, failure_in
 from eventbus.invoker import Invoker, Surroundings
 from eventbus.limits import Limits
 from eventbus.message import check_message_type, is_command
-from eventbus.registry import INLINE, Registry, Subject
-from eventbus.routes import Route
+from eventbus.registry import Registry, Subject
+from eventbus.routes import INLINE, Route
 
-__all__ = ("Dispatch", "Posting", "Publish", "Receipt")
+__all__ = ("Dispatch", "Posting", "Publish")
 
 Handle = Callable[[Any], Coroutine[Any, Any, Any]]
 """Handles a message, or its seed."""
 
-Publish = Callable[[Any, str | None, float | None, Mapping[str, str] | None, bool], Awaitable["Receipt"]]
+Publish = Callable[[Any, str | None, float | None, Mapping[str, str] | None, bool], Awaitable[Receipt]]
 """Publishes one event: event, key, delay, headers, atomic."""
-
-
-class Receipt:
-    """Acknowledge a publish; ``id`` is the message's id, made when somebody first asks for it.
-
-    It cannot be confused with a result: it has no truth value and no other attribute.
-    """
-
-    __slots__ = ("_seed",)
-
-    def __init__(self, seed: Seed) -> None:
-        self._seed = seed
-
-    @property
-    def id(self) -> str:
-        """The id of the message, the same in every context, store and queue."""
-        return origin_of(self._seed).identity.id
-
-    def __bool__(self) -> bool:
-        raise TypeError("a Receipt is no result: only send() returns what a handler returned")
-
-    def __repr__(self) -> str:
-        return f"Receipt(id={self.id!r})"
 
 
 class Posting:

@@ -24,7 +24,8 @@ from eventbus.ledger import Ledger
 from eventbus.limits import Limits
 from eventbus.link import Link
 from eventbus.live import Live, Stream
-from eventbus.registry import MEMORY, Registry
+from eventbus.registry import Registry
+from eventbus.routes import MEMORY
 from eventbus.sources import Countable, Sources, groups, ordered_groups
 from eventbus.worker import Worker
 

@@ -20,7 +20,8 @@ from eventbus.errors import NoTransactionError, NotRunningError, PublishError, S
 from eventbus.limits import Limits
 from eventbus.link import Link
 from eventbus.middleware import Outgoing
-from eventbus.registry import MEMORY, STORE, Registry
+from eventbus.registry import Registry
+from eventbus.routes import MEMORY, STORE
 from eventbus.store import NewEntry, Recipient, Transaction, Unit
 from eventbus.transport import Capabilities, Wire
 

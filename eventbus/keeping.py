@@ -4,7 +4,8 @@ import logging
 
 from eventbus.errors import StoreError
 from eventbus.ledger import Ledger
-from eventbus.registry import STORE, Registry
+from eventbus.registry import Registry
+from eventbus.routes import STORE
 from eventbus.store import Interest
 
 __all__ = ("StoreKeeper",)

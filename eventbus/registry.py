@@ -1,6 +1,6 @@
 """Everything that is registered, checked as a whole and frozen: which message goes to whom, and where."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -9,39 +9,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from eventbus.codec import Codec
 from eventbus.errors import UnknownMessageError, WiringError
 from eventbus.handler import Handler, accepts, returned_messages, shown, signature_faults
 from eventbus.inject import Injected, inject
-from eventbus.limits import Limits
 from eventbus.message import Command, Event, MessageSpec, is_command, spec_of
 from eventbus.middleware import Middleware
 from eventbus.module import Module
-from eventbus.routes import RESERVED, Route, Routes
-from eventbus.store import Store
-from eventbus.transport import Transport
+from eventbus.routes import INLINE, MEMORY, RESERVED, STORE, Route
+from eventbus.wiring import Wiring
 
-__all__ = ("Known", "Registry", "Subject", "Wiring", "compile_wiring")
-
-INLINE, MEMORY, STORE = "inline", "memory", "store"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wiring:
-    """Hold what the bus was given, before anything is checked."""
-
-    name: str | None
-    modules: tuple[Module, ...]
-    store: Store | None
-    transports: Mapping[str, Transport]
-    routes: Routes
-    middleware: tuple[Middleware, ...]
-    limits: Limits
-    codec: Codec
-    overrides: Mapping[Callable[..., Any], Callable[..., Any]]
-    bus_type: type
-    live: str | None = None
-    """The transport that carries live events across processes."""
+__all__ = ("Known", "Registry", "Subject", "compile_wiring")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from eventbus.errors import WiringError
 from eventbus.message import Command, Event
 
-__all__ = ("RESERVED", "Route", "Routes")
+__all__ = ("INLINE", "MEMORY", "RESERVED", "STORE", "Route", "Routes")
 
-RESERVED = ("inline", "memory", "store")
+RESERVED = INLINE, MEMORY, STORE = "inline", "memory", "store"
 """Names that every bus knows; a transport cannot take them."""
 
 OPEN = (object, BaseModel, Command, Event)

@@ -21,8 +21,9 @@ from eventbus.errors import DecodeError, Lost, PublishError, StoreError
 from eventbus.invoker import Invoker
 from eventbus.ledger import Ledger
 from eventbus.link import Link, Outage, Progress
-from eventbus.registry import MEMORY, STORE, Known, Registry, Subject
+from eventbus.registry import Known, Registry, Subject
 from eventbus.retry import Dead, Retry, decide
+from eventbus.routes import MEMORY, STORE
 from eventbus.store import NewEntry, Recipient
 from eventbus.transport import Delivery
 

@@ -36,6 +36,7 @@ ENGINE = (
         "handler",
         "module",
         "routes",
+        "wiring",
         "registry",
         "fanout",
         "invoker",

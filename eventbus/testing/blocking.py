@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from eventbus._extras import require
-from eventbus.dispatch import Receipt
+from eventbus.context import Receipt
 from eventbus.message import Command
 from eventbus.store import DeadEntry
 from eventbus.testing.harness import Harness

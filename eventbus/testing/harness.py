@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from eventbus._extras import require
 from eventbus.bus import EventBus
 from eventbus.clock import Runtime, new_id
-from eventbus.dispatch import Receipt
+from eventbus.context import Receipt
 from eventbus.errors import AlreadyRunningError, WiringError
 from eventbus.message import Command
 from eventbus.store import DeadEntry, Store, connect
