@@ -11,7 +11,7 @@ from typing import Protocol
 
 import anyio
 
-__all__ = ("Clock", "Ids", "Runtime", "Setback", "SystemClock", "new_id")
+__all__ = ("Clock", "Ids", "Runtime", "Setback", "SystemClock", "farthest", "new_id")
 
 CHANCE = 10
 """Random bytes of an id."""
@@ -19,6 +19,8 @@ FETCHED = 64
 """Ids for which chance is fetched at once."""
 STEADY = 1_000
 """Milliseconds by which a clock may lag behind without having been set back."""
+FARTHEST = 3_600.0
+"""Seconds from now at which a lease of whatever process may end."""
 
 
 class Clock(Protocol):
@@ -59,6 +61,14 @@ class SystemClock:
     def move_on_after(self, seconds: float) -> AbstractContextManager[anyio.CancelScope]:
         """Return a scope that is cancelled after so many seconds."""
         return anyio.move_on_after(seconds)
+
+
+def farthest(lease: float) -> int:
+    """Return how many milliseconds from now a lease may end, also that of a process with other limits.
+
+    What ends later comes from a clock that jumped.
+    """
+    return round(1000 * max(2 * lease, FARTHEST))
 
 
 class Setback:

@@ -265,8 +265,9 @@ class Store(Protocol):
     async def sweep(self, *, retention: float, lease: float, batch: int) -> int:
         """Prune what is older than ``retention``, and mend what a clock that jumped has done; return how many rows.
 
-        Leases that end later than two from now are freed. When the clock was set back, what was due before, or within
-        a lease of it, is due now (``eventbus.clock.Setback`` notices).
+        Leases that end later than two from now, and than an hour, are freed: other processes may have longer ones.
+        When the clock was set back (``eventbus.clock.Setback`` notices), all later than two from now are, and what was
+        due before, or within a lease of it, is due now.
         """
         ...
 

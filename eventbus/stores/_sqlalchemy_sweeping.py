@@ -2,6 +2,7 @@
 
 from sqlalchemy import Connection
 
+from eventbus.clock import farthest
 from eventbus.stores._sqlalchemy_rows import Rows
 
 __all__ = ("hasten", "look", "sweep")
@@ -22,7 +23,7 @@ def sweep(rows: Rows, connection: Connection, *, retention: float, lease: float,
     """Prune what is over, and free leases from a clock that jumped; return how many rows."""
     old = rows.some(connection, OLD, batch, age=round(retention * 1000))
     pruned = rows.run(connection, PRUNE, seqs=sorted(old)).rowcount if old else 0
-    return pruned + _make_due(rows, connection, FAR, round(lease * 2000), batch)
+    return pruned + _make_due(rows, connection, FAR, farthest(lease), batch)
 
 
 def look(rows: Rows, connection: Connection) -> tuple[int, int]:
@@ -31,11 +32,11 @@ def look(rows: Rows, connection: Connection) -> tuple[int, int]:
     return int(now), int(seen)
 
 
-def hasten(rows: Rows, connection: Connection, *, ahead: int, batch: int) -> int:
-    """Make due what is due within ``ahead`` milliseconds, since the clock was set back; return how many rows."""
-    found = 0
+def hasten(rows: Rows, connection: Connection, *, back: int, lease: int, batch: int) -> int:
+    """Make due what would freeze, since the clock was set ``back``: milliseconds; return how many rows."""
+    found = _make_due(rows, connection, FAR, 2 * lease, batch)
     for lane in WAITING:
-        found += _make_due(rows, connection, f"{lane} AND {NEAR}", ahead, batch - found)
+        found += _make_due(rows, connection, f"{lane} AND {NEAR}", back + lease, batch - found)
     if found < batch:
         rows.run(connection, UNSEEN)
     return found

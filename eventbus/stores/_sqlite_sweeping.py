@@ -1,5 +1,6 @@
 """Keep house in the SQLite file, in a transaction that the writer began: prune, and mend what a clock has done."""
 
+from eventbus.clock import farthest
 from eventbus.stores._sqlite_rows import Rows
 
 __all__ = ("hasten", "look", "sweep")
@@ -17,7 +18,7 @@ WAITING = (HASTEN.format("IS NULL"), HASTEN.format("IS NOT NULL"))
 def sweep(rows: Rows, now: int, *, retention: float, lease: float, batch: int) -> int:
     """Prune what is over, and free leases from a clock that jumped; return how many rows."""
     pruned = rows.connection.execute(PRUNE, (now - round(retention * 1000), batch)).rowcount
-    return pruned + rows.connection.execute(CLAMP, (now, now + round(lease * 2000), batch)).rowcount
+    return pruned + rows.connection.execute(CLAMP, (now, now + farthest(lease), batch)).rowcount
 
 
 def look(rows: Rows, now: int) -> tuple[int, int]:
@@ -26,11 +27,11 @@ def look(rows: Rows, now: int) -> tuple[int, int]:
     return now, seen
 
 
-def hasten(rows: Rows, now: int, *, ahead: int, batch: int) -> int:
-    """Make due what is due within ``ahead`` milliseconds, since the clock was set back; return how many rows."""
-    found = 0
+def hasten(rows: Rows, now: int, *, back: int, lease: int, batch: int) -> int:
+    """Make due what would freeze, since the clock was set ``back``: milliseconds; return how many rows."""
+    found = rows.connection.execute(CLAMP, (now, now + 2 * lease, batch)).rowcount
     for sql in WAITING:
-        found += rows.connection.execute(sql, (now, now, now + ahead, batch - found)).rowcount
+        found += rows.connection.execute(sql, (now, now, now + back + lease, batch - found)).rowcount
     if found < batch:
         rows.connection.execute("UPDATE eventbus_subscription SET last_seen = ? WHERE last_seen > ?", (now, now))
         rows.undone()

@@ -11,7 +11,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from eventbus._urls import split_url
-from eventbus.clock import Clock, Setback
+from eventbus.clock import Clock, Setback, farthest
 from eventbus.errors import StoreError, StoreFullError, TransactionClosedError
 from eventbus.limits import Limits
 from eventbus.store import Backlog, Claimed, DeadEntry, DeadFilter, Interest, NewEntry, Recipient, Settlement
@@ -327,19 +327,23 @@ class MemoryStore:
         while swept < batch and self._over and self._over[0][0] < now - round(retention * 1000):
             self._erase(self._rows[heapq.heappop(self._over)[1]])
             swept += 1
-        for row in self._owned.values():
-            if row.due > now + round(lease * 2000):
-                row.due = now
-                self._box(row.recipient).put(row)
-                swept += 1
+        swept += self._free(now, now + farthest(lease))
 
         async def look() -> tuple[int, int]:
             return self._now(), max(self._seen.values(), default=0)
 
         async def hasten(back: int) -> int:
-            return self._hasten(now, now + back + round(lease * 1000), batch)
+            freed = self._free(now, now + round(lease * 2000))
+            return freed + self._hasten(now, now + back + round(lease * 1000), batch)
 
         return swept + await self._setback.mend(look, hasten, batch)
+
+    def _free(self, now: int, latest: int) -> int:
+        found = [row for row in self._owned.values() if row.due > latest]
+        for row in found:
+            row.due = now
+            self._box(row.recipient).put(row)
+        return len(found)
 
     def _hasten(self, now: int, until: int, batch: int) -> int:
         waiting = (row for box in self._boxes.values() for row in box.rows.values() if row.owner is None)

@@ -266,7 +266,8 @@ class SQLAlchemyStore:
         swept = await self._write(partial(sweep, self._rows, retention=retention, lease=lease, batch=batch))
 
         async def mend(back: int) -> int:
-            return await self._write(partial(hasten, self._rows, ahead=back + round(lease * 1000), batch=batch))
+            work = partial(hasten, self._rows, back=back, lease=round(lease * 1000), batch=batch)
+            return await self._write(work)
 
         return swept + await self._setback.mend(lambda: self._read(partial(look, self._rows)), mend, batch)
 

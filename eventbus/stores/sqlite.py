@@ -193,7 +193,7 @@ class SQLiteStore:
         swept = await self._write(partial(sweep, retention=retention, lease=lease, batch=batch))
 
         async def mend(back: int) -> int:
-            return await self._write(partial(hasten, ahead=back + round(lease * 1000), batch=batch))
+            return await self._write(partial(hasten, back=back, lease=round(lease * 1000), batch=batch))
 
         return swept + await self._setback.mend(lambda: self._read(look), mend, batch)
 

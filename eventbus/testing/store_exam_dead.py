@@ -150,6 +150,15 @@ async def after_a_clock_that_jumped(desk: Desk) -> None:
     require(await desk.settle(held), "a good lease was taken away")
 
 
+async def longer_leases(desk: Desk) -> None:
+    """Leave a lease alone that is far longer than those of whoever sweeps: another process has other limits."""
+    await desk.publish("m")
+    claimed = await desk.store.claim(H, owner="another", limit=1, lease=50 * LEASE)
+    await desk.store.sweep(retention=DAY, lease=LEASE, batch=10)
+    equal(await desk.ids(), [], "due after a sweep")
+    require(await desk.settle(claimed.entries[0]), "its lease was taken away")
+
+
 async def after_a_clock_set_back(desk: Desk) -> None:
     """Give out what was due, or soon, before the clock was set back; what is delayed waits longer by as much."""
     await desk.publish("retried")
@@ -303,6 +312,7 @@ CHECKS: tuple[Check, ...] = checks(
     by_two_operators,
     pruned,
     after_a_clock_that_jumped,
+    longer_leases,
     after_a_clock_set_back,
     after_a_clock_set_back_unseen,
     backlog,
