@@ -123,11 +123,18 @@ class Topology:
             await channel.exchange_bind(below, level, f"{before}0.#")
 
     async def _bottom(self, channel: "Channel") -> None:
-        """Declare where delays end, and a queue for what comes back to a group that is no more."""
-        stray = f"{self.exchange}.stray"
-        await channel.exchange_declare(stray, exchange_type="fanout", durable=True)
+        """Declare where delays end, and a queue for what comes back to a group that is no more.
+
+        Until RabbitMQ has all bindings back after a restart, a group that is there looks like one that is no more. The
+        door of that queue does not outlive a restart: what finds it shut waits where it is, and is sent again.
+        """
+        stray, door = f"{self.exchange}.stray", f"{self.exchange}.stray.door"
         await self._durable(channel, stray, {})
-        await channel.queue_bind(stray, stray)
+        await channel.exchange_declare(door, exchange_type="fanout", durable=False)
+        await channel.queue_bind(stray, door)
+        await channel.exchange_declare(stray, exchange_type="fanout", durable=True)
+        await channel.exchange_bind(door, stray)
+        await channel.queue_unbind(stray, stray)  # the way around the door that there once was
         await channel.exchange_declare(
             self.ripe, exchange_type="topic", durable=True, arguments={"alternate-exchange": stray}
         )

@@ -5,6 +5,9 @@ import shutil
 from tests.servers.server import AbsentError, Place, Recipe
 
 SCRIPT = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+PATIENCE = "-rabbit dead_letter_worker_publisher_confirm_timeout 2000"
+"""Try again after milliseconds, and not three minutes, what came due while exchanges and bindings were not back yet."""
+
 CURE = "no RabbitMQ: install Debian's rabbitmq-server, or name one in EVENTBUS_TEST_RABBITMQ"
 
 
@@ -35,7 +38,7 @@ def recipe() -> Recipe:
             "RABBITMQ_CONFIG_FILE": f"{here}/rabbitmq.conf",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{here}/enabled_plugins",
             "RABBITMQ_PID_FILE": f"{here}/pid",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {{127,0,0,1}} {PATIENCE}",
         }
 
     return Recipe(

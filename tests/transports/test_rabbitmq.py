@@ -79,7 +79,7 @@ def bench(rabbitmq: Server, messages: int) -> Bench:
         delete=delete,
         delete_dead=lambda topic, group: delete(topic, f"{group}.dead"),
         left=left,
-        age=6.0,
+        age=2.0,
         count=messages,
     )
     return Bench(make=lambda: RabbitMQTransport(rabbitmq.url), quiet=0.3, dead=buried, faulty=faulty, broker=broker)

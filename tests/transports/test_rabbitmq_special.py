@@ -282,6 +282,27 @@ async def test_what_comes_back_to_nobody_is_kept(
                         break
 
 
+async def test_what_is_due_while_rabbitmq_starts_is_no_stray(rabbitmq: Server, topic: str) -> None:
+    """A delay that ends before the binding of its group is back is kept until it is, and then comes back."""
+    async with RabbitMQTransport(rabbitmq.url) as transport, group(transport, topic) as subscription:
+        await transport.publish(topic, [Wire(topic, b"")])
+        await (await take(subscription)).retry(6.4)
+        async with await aio_pika.connect(rabbitmq.url) as link:
+            queue = await (await link.channel()).get_queue(f"{topic}@g")
+            _, key = transport._line.topology.delay(queue.name, 0.1)
+            await queue.unbind("eventbus.delay", f"#.{key.rpartition('.')[2]}")
+        await anyio.to_thread.run_sync(rabbitmq.stop)
+    await anyio.to_thread.run_sync(rabbitmq.start)
+    async with await aio_pika.connect(rabbitmq.url) as link:
+        stray = await (await link.channel()).get_queue("eventbus.stray")
+        with anyio.move_on_after(8):
+            async with stray.iterator() as messages:
+                async for message in messages:
+                    assert message.message_id != topic, "it passes for a stray"
+    async with RabbitMQTransport(rabbitmq.url) as transport, group(transport, topic) as subscription:
+        assert (await take(subscription)).wire.id == topic
+
+
 @pytest.mark.parametrize("native", [True, False])
 async def test_a_cancelled_close_is_a_whole_close(rabbitmq: Server, topic: str, native: bool) -> None:
     """Whoever cancels an open transport, when it has ended no connection and no task is left."""
