@@ -44,27 +44,23 @@ _places: RunVar[CapacityLimiter] = RunVar("eventbus_threads")
 _loan: ContextVar[Sequence[bool]] = ContextVar("eventbus_loan", default=())
 
 
-def inject(
-    func: Callable[..., Any], *, where: str, bus_type: type, overrides: Overrides, message_param: bool = True
-) -> "Injected":
+def inject(func: Callable[..., Any], *, where: str, bus_type: type, overrides: Overrides) -> "Injected":
     """Return what calls a handler with everything that it asks for.
 
-    Its first parameter takes the message, unless ``message_param`` is false, and is not looked at. ``where``, such as
-    ``handler orders.place``, begins every fault. ``overrides`` may change at any time.
+    Its first parameter takes the message and is not looked at. ``where``, such as ``handler orders.place``, begins
+    every fault. ``overrides`` may change at any time.
     """
 
     def drawn(under: Overrides) -> Plan:
-        return draw(func, where=where, bus_type=bus_type, overrides=under, message_param=message_param)
+        return draw(func, where=where, bus_type=bus_type, overrides=under)
 
     plan = drawn({})
     now = drawn(overrides) if overrides and plan.overridden else plan
-    wanted = plan.wanted | now.wanted
     return Injected(
         call=_compile(plan, overrides, _overridden(where, overrides, drawn)),
         quick=_quick(plan, overrides),
         plain=plan.handler.shape == "coroutine" and plan.handler.places == (MESSAGE,) and not plan.faults,
-        needs_context=CONTEXT in wanted,
-        needs_bus=BUS in wanted,
+        needs_context=CONTEXT in plan.wanted | now.wanted,
         transactions=tuple(dict.fromkeys((*plan.transactions, *now.transactions))),
         threaded=plan.handler.shape == "thread",
         faults=now.faults,
@@ -340,7 +336,6 @@ class Injected:
     plain: bool
     """A coroutine function that takes the message only: ``await func(message)`` does the same."""
     needs_context: bool
-    needs_bus: bool
     transactions: tuple[Any, ...]
     """Every S of a ``Transaction[S]``, ``Any`` for a bare one."""
     threaded: bool

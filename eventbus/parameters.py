@@ -103,14 +103,7 @@ class _Use:
     scope: str | None
 
 
-def draw(
-    func: Call,
-    *,
-    where: str,
-    bus_type: type,
-    overrides: Overrides,
-    message_param: bool = True,
-) -> Plan:
+def draw(func: Call, *, where: str, bus_type: type, overrides: Overrides) -> Plan:
     """Return the plan of a handler under ``overrides``; ``where`` begins every sentence about it."""
     pen = _Pen(where, bus_type, overrides)
     shape = _shape_of(func)
@@ -118,9 +111,9 @@ def draw(
         pen.faults.append(f"{where}: a class cannot be a handler: register an instance with __call__, or a method")
     elif shape in ("asyncgen", "gen"):
         pen.faults.append(f"{where}: a generator cannot be a handler: say return instead of yield")
-    call, places = pen.arguments(func, (), message=message_param)
+    call, places = pen.arguments(func, (), message=True)
     return Plan(
-        handler=Node("", call, shape, (MESSAGE, *places) if message_param else places),
+        handler=Node("", call, shape, (MESSAGE, *places)),
         nodes=tuple(pen.nodes),
         wanted=frozenset(pen.wanted),
         transactions=tuple(pen.transactions),

@@ -233,15 +233,6 @@ async def test_bus_of_a_subclass() -> None:
     assert len(injected(handler).faults) == 1
 
 
-async def test_without_message() -> None:
-    """A function that takes no message gets all of its parameters filled."""
-
-    async def check(x: Annotated[int, Depends(one)]) -> int:
-        return x
-
-    assert await handle(injected(check, message_param=False)) == 1
-
-
 def test_says_what_is_asked_for() -> None:
     """What the engine has to provide is collected from the whole tree."""
 
@@ -252,10 +243,10 @@ def test_says_what_is_asked_for() -> None:
     async def plain(m: str, limit: int = 3) -> None: ...
 
     found = injected(handler)
-    assert (found.needs_context, found.needs_bus, found.transactions) == (True, True, (Session, Any))
+    assert (found.needs_context, found.transactions) == (True, (Session, Any))
     assert (found.threaded, found.plain, found.quick) == (True, False, None)
     found = injected(plain)
-    assert (found.needs_context, found.needs_bus, found.transactions) == (False, False, ())
+    assert (found.needs_context, found.transactions) == (False, ())
     assert (found.threaded, found.plain) == (False, True)
     assert found.quick is not None
     assert found.quick(cast("Any", None)) is plain
