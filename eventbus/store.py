@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
-from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
-from eventbus._extras import load
+from eventbus._extras import build
 from eventbus._urls import split_url
 from eventbus.clock import Clock
 from eventbus.errors import StoreError, StoreFullError, TransactionClosedError
@@ -326,17 +324,6 @@ def connect(url: str, limits: Limits | None = None) -> Store:
     False
     """
     named = split_url(url).scheme
-    scheme = named.partition("+")[0]
-    target = SCHEMES.get(named) or SCHEMES.get(scheme)
-    if target is not None:
-        store: Store = load(target).from_url(url, limits=limits or Limits())
-        return store
-    offered = {point.name: point for point in entry_points(group=GROUP)}
-    if scheme in offered:
-        found: Store = offered[scheme].load().from_url(url, limits=limits or Limits())
-        return found
-    names = sorted({*SCHEMES, *offered})
-    close = get_close_matches(scheme, names, n=1)
-    known = [f"{name}://" for name in names]
-    hint = f"did you mean {close[0]}://? Known" if close else "known"
-    raise ValueError(f"no store for {scheme or 'a text without scheme'}://: {hint} are {', '.join(known)}")
+    scheme = named if named in SCHEMES else named.partition("+")[0]
+    built: Store = build("store", scheme, url, SCHEMES, GROUP, limits or Limits())
+    return built

@@ -10,11 +10,9 @@ cuts a client library in the middle.
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from importlib.metadata import entry_points
 from typing import Literal, Protocol, Self, runtime_checkable
 
-from eventbus._extras import load
+from eventbus._extras import build
 from eventbus._urls import split_url
 from eventbus.context import EMPTY
 from eventbus.errors import Lost, PublishError, Refused, SettleError, TransportError
@@ -196,17 +194,5 @@ def connect(url: str, limits: Limits | None = None) -> Transport:
     >>> connect("memory://").capabilities.confirm
     'none'
     """
-    scheme = split_url(url).scheme
-    target = SCHEMES.get(scheme)
-    if target is not None:
-        transport: Transport = load(target).from_url(url, limits=limits or Limits())
-        return transport
-    offered = {point.name: point for point in entry_points(group=GROUP)}
-    if scheme in offered:
-        found: Transport = offered[scheme].load().from_url(url, limits=limits or Limits())
-        return found
-    names = sorted({*SCHEMES, *offered})
-    close = get_close_matches(scheme, names, n=1)
-    known = [f"{name}://" for name in names]
-    hint = f"did you mean {close[0]}://? Known" if close else "known"
-    raise ValueError(f"no transport for {scheme or 'a text without scheme'}://: {hint} are {', '.join(known)}")
+    built: Transport = build("transport", split_url(url).scheme, url, SCHEMES, GROUP, limits or Limits())
+    return built

@@ -204,7 +204,7 @@ def test_missing_extra_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(path: str) -> None:
         raise MissingExtraError("x", "sqlalchemy")
 
-    monkeypatch.setattr("eventbus.store.load", load)
+    monkeypatch.setattr("eventbus._extras.load", load)
     with pytest.raises(MissingExtraError, match="pip install"):
         shop(write('store = "postgresql://x"'))
 
