@@ -3,7 +3,7 @@
 import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -15,7 +15,7 @@ from eventbus import store as stores
 from eventbus import transport as carriers
 from eventbus.errors import ConfigurationError, MissingExtraError
 from eventbus.limits import Limits
-from eventbus.routes import RESERVED
+from eventbus.routes import RESERVED, meant
 from eventbus.store import Store
 from eventbus.transport import Transport
 
@@ -113,7 +113,7 @@ def override(
         for target in targets:
             if target.value not in known:
                 named = repr(target.value) if target.value == target.written else repr(target)
-                hint = _meant(target.value, known)
+                hint = meant(target.value, known)
                 faults.add(("routes", key), f"{named} is no transport of this bus{hint}")
     faults.check()
     made: dict[str, Transport | str] = {**transports}
@@ -152,7 +152,7 @@ class _Reader:
         self._faults = _Faults(self._path, lines)
         for key in data:
             if key not in SECTIONS:
-                self._faults.add((key,), f"is no part of a configuration{_meant(key, SECTIONS)}")
+                self._faults.add((key,), f"is no part of a configuration{meant(key, SECTIONS)}")
         store = self._address(("store",), data["store"]) if "store" in data else None
         transports = {
             name: text
@@ -259,7 +259,7 @@ class _Reader:
         keys = ("limits", name)
         known = {one.name: one for one in fields(Limits)}
         if name not in known:
-            self._faults.add(keys, f"is no limit{_meant(name, known)}")
+            self._faults.add(keys, f"is no limit{meant(name, known)}")
             return None
         if isinstance(value, str) and "${" in value:
             text = self._text(keys, value)
@@ -318,17 +318,12 @@ def _broken(error: str, text: str) -> int:
     return int(found[1]) if found else text.rstrip("\n").count("\n") + 1
 
 
-def _meant(name: str, known: Collection[str]) -> str:
-    close = get_close_matches(name, sorted(known), n=1)
-    return f": did you mean {close[0]!r}?" if close else f" (known are {', '.join(sorted(known))})"
-
-
 def _connected(port: Any, address: Text, keys: Keys, limits: Limits, faults: _Faults) -> Any:
     """Return what an address names, or None after saying what is wrong, without what may be secret in it."""
     scheme, there, _ = address.value.partition("://")
     known = {*port.SCHEMES, *(point.name for point in entry_points(group=port.GROUP))}
     if not there or not {scheme, scheme.partition("+")[0]} & known:
-        hint = _meant(scheme, known) if there and masked(address.written) != "***" else _meant("", known)
+        hint = meant(scheme, known) if there and masked(address.written) != "***" else meant("", known)
         faults.add(keys, f"{address!r} is no address that anybody here offers{hint}")
         return None
     try:

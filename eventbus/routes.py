@@ -110,7 +110,7 @@ class _Layer:
             elif not isinstance(key, str) or not key:
                 yield f"{rule}: the key is neither a message name nor a pattern{' nor a class' * (self.name == 'code')}"
             elif "*" not in key and key not in types.values():
-                yield f"{rule} matches no registered message{_meant(key, types.values())}"
+                yield f"{rule} matches no registered message{meant(key, types.values())}"
             if targets is None:
                 yield f"{rule}: the value is neither a transport name nor a list of them"
             elif not targets:
@@ -119,7 +119,7 @@ class _Layer:
                 if len(set(targets)) < len(targets):
                     yield f"{rule} names a transport twice: {', '.join(targets)}"
                 for target in sorted(set(targets) - set(known)):
-                    yield f"{rule} names an unknown transport {target!r}{_meant(target, known)}"
+                    yield f"{rule} names an unknown transport {target!r}{meant(target, known)}"
 
 
 def _targets(value: Any) -> tuple[str, ...] | None:
@@ -151,7 +151,8 @@ def _literals(pattern: str) -> int:
     return len(pattern) - pattern.count("*")
 
 
-def _meant(name: str, known: Collection[str]) -> str:
+def meant(name: str, known: Collection[str]) -> str:
+    """Return the end of a sentence about a name that is not known."""
     close = get_close_matches(name, sorted(known), n=1)
     return f": did you mean {close[0]!r}?" if close else f" (known are {', '.join(sorted(known))})"
 
