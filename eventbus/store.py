@@ -52,6 +52,11 @@ SCHEMES: dict[str, str] = {
 GROUP = "eventbus.stores"
 """The entry-point group in which other packages offer schemes."""
 
+DAY = 86_400_000
+"""Milliseconds after which a recipient that nobody announced is silent."""
+END = 1 << 62
+"""Milliseconds that no clock shows, and the number of no entry."""
+
 
 class Recipient(NamedTuple):
     """Name who gets an entry; an ``ordered`` one gets equal keys one after another."""
@@ -312,6 +317,15 @@ class Transaction(Generic[S]):
             raise TransactionClosedError("using its session")
         session: S = self._unit.session
         return session
+
+
+def place_of(id: str) -> tuple[int, int] | None:
+    """Return when in milliseconds, and which row, died by an id ``when-seq``; None for the id of something else."""
+    died, dash, seq = id.partition("-")
+    if dash and died.isascii() and died.isdigit() and seq.isascii() and seq.isdigit() and len(id) < 38:
+        place = int(died), int(seq)
+        return place if max(place) < END else None
+    return None
 
 
 def connect(url: str, limits: Limits | None = None) -> Store:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from eventbus.store import DeadEntry, DeadFilter, Entry, NewEntry
+from eventbus.store import END, DeadEntry, DeadFilter, Entry, NewEntry, place_of
 
 __all__ = ("Box", "Row", "choose")
 
@@ -47,17 +47,11 @@ class Row:
         return DeadEntry(self.id, *who, self.failures, self.error or "", died, new.body)
 
 
-def _place(id: str) -> tuple[float, float]:
-    """Return where among the dead an id is; behind them all for the id of something else."""
-    died, _, seq = id.partition("-")
-    return (int(died), int(seq)) if died.isdecimal() and seq.isdecimal() else (math.inf, 0)
-
-
 def choose(dead: Iterable[Row], chosen: DeadFilter) -> list[Row]:
     """Return the chosen among the dead, those first that died first."""
     since = -math.inf if chosen.since is None else round(chosen.since.timestamp() * 1000)
     ids = None if chosen.ids is None else set(chosen.ids)
-    after = (-math.inf, 0) if chosen.after is None else _place(chosen.after)
+    after = (-math.inf, 0) if chosen.after is None else place_of(chosen.after) or (END, 0)
     found = [
         row
         for row in sorted(dead, key=lambda row: (row.due, row.seq))

@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection
 
-from eventbus.store import Claimed, Interest, NewEntry, Recipient, Settlement
+from eventbus.store import DAY, Claimed, Interest, NewEntry, Recipient, Settlement
 from eventbus.stores._sqlalchemy_lanes import Seen, go_round
 from eventbus.stores._sqlalchemy_rows import (
     CLAIMED,
-    DAY,
     HEADS,
     SCAN,
     SETTLED,

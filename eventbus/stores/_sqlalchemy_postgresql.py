@@ -7,12 +7,11 @@ from typing import Any, ClassVar, NamedTuple
 from sqlalchemy import Connection, CursorResult, TextClause
 
 from eventbus.limits import Limits
-from eventbus.store import Claimed, Interest, NewEntry, Recipient, Settlement
+from eventbus.store import DAY, Claimed, Interest, NewEntry, Recipient, Settlement
 from eventbus.stores._sqlalchemy_lanes import Seen, go_round
 from eventbus.stores._sqlalchemy_link import CHANNEL
 from eventbus.stores._sqlalchemy_rows import (
     CLAIMED,
-    DAY,
     HEADS,
     LISTS,
     SCAN,

@@ -27,12 +27,23 @@ from sqlalchemy.types import TypeEngine
 
 from eventbus.clock import Clock
 from eventbus.limits import Limits
-from eventbus.store import Backlog, Claimed, DeadEntry, DeadFilter, Entry, Interest, NewEntry, Recipient, Settlement
+from eventbus.store import (
+    DAY,
+    END,
+    Backlog,
+    Claimed,
+    DeadEntry,
+    DeadFilter,
+    Entry,
+    Interest,
+    NewEntry,
+    Recipient,
+    Settlement,
+    place_of,
+)
 
-__all__ = ("DAY", "HELD", "LISTS", "SCAN", "Rows")
+__all__ = ("HELD", "LISTS", "SCAN", "Rows")
 
-DAY = 86_400_000
-"""Milliseconds after which a recipient that nobody announced is silent."""
 SCAN = 256
 """Lanes that one statement looks at."""
 HEADS = 10_000
@@ -42,8 +53,6 @@ RECOUNT = 60.0
 
 BATCH = 1_000
 """Rows that one statement names."""
-END = 1 << 62
-"""Later than any time, behind any row."""
 
 HELD = "claims = :claims AND state = 0 AND owner IS NOT NULL"
 """The fence of every write of a claimer; a claim is settled once, so a row without owner is nobody's to settle."""
@@ -306,12 +315,12 @@ class Rows(ABC):
                 values[name] = value
         places: set[tuple[int, int]] | None = None
         if chosen.ids is not None:
-            places = {place for place in map(_place, chosen.ids) if place}
+            places = {place for place in map(place_of, chosen.ids) if place}
             terms.append("seq IN :seqs")
             values["seqs"] = [seq for _, seq in places]
         if chosen.after is not None:
             terms.append("(due_at > :died OR (due_at = :died AND seq > :after))")
-            values["died"], values["after"] = _place(chosen.after) or (END, 0)
+            values["died"], values["after"] = place_of(chosen.after) or (END, 0)
         sql = f"SELECT {columns} FROM eventbus_entry WHERE {' AND '.join(terms)} ORDER BY due_at, seq"
         if places is None and chosen.limit is not None:
             sql += " LIMIT :limit"
@@ -355,12 +364,3 @@ def clean(error: str | None) -> str | None:
 
 def _time(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def _place(id: str) -> tuple[int, int] | None:
-    """Return when and which row died by the id of a dead entry; None for the id of something else."""
-    died, dash, seq = id.partition("-")
-    if dash and died.isascii() and died.isdigit() and seq.isascii() and seq.isdigit() and len(id) < 38:
-        place = int(died), int(seq)
-        return place if max(place) < END else None
-    return None

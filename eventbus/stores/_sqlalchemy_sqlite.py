@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Engine, event
 
-from eventbus.store import Claimed, Interest, NewEntry, Recipient, Settlement
+from eventbus.store import DAY, Claimed, Interest, NewEntry, Recipient, Settlement
 from eventbus.stores._sqlalchemy_lanes import Seen, go_round
-from eventbus.stores._sqlalchemy_rows import CLAIMED, DAY, HEADS, SCAN, SETTLED, Rows, clean, entries, milliseconds
+from eventbus.stores._sqlalchemy_rows import CLAIMED, HEADS, SCAN, SETTLED, Rows, clean, entries, milliseconds
 
 __all__ = ("SQLiteRows", "really_begin")
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from eventbus.limits import Limits
 from eventbus.store import (
+    DAY,
+    END,
     Backlog,
     Claimed,
     DeadEntry,
@@ -18,12 +20,11 @@ from eventbus.store import (
     NewEntry,
     Recipient,
     Settlement,
+    place_of,
 )
 
 __all__ = ("Rows",)
 
-DAY = 86_400_000
-"""Milliseconds after which a recipient that nobody announced is silent."""
 SCAN = 256
 """Lanes that one claim looks at."""
 HEADS = 10_000
@@ -354,10 +355,10 @@ class Rows:
                 values.append(value)
         if chosen.ids is not None:
             terms.append(f"(due_at, seq) IN ({PLACES})")
-            values.append(json.dumps([place for place in map(_place, chosen.ids) if place]))
+            values.append(json.dumps([place for place in map(place_of, chosen.ids) if place]))
         if chosen.after is not None:
             terms.append("(due_at, seq) > (?, ?)")
-            values += _place(chosen.after) or (1 << 62, 0)
+            values += place_of(chosen.after) or (END, 0)
         values.append(-1 if chosen.limit is None else chosen.limit)
         sql = f"SELECT {columns} FROM eventbus_entry WHERE {' AND '.join(terms)} ORDER BY due_at, seq LIMIT ?"
         return self.connection.execute(sql, values).fetchall()
@@ -365,14 +366,6 @@ class Rows:
 
 def _time(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def _place(id: str) -> tuple[int, int] | None:
-    """Return when and which row died by the id of a dead entry; None for the id of something else."""
-    died, dash, seq = id.partition("-")
-    if dash and died.isascii() and died.isdigit() and seq.isascii() and seq.isdigit() and len(id) < 38:
-        return int(died), int(seq)
-    return None
 
 
 def _lap(cursor: str) -> tuple[str, str, bool]:

@@ -14,13 +14,11 @@ from eventbus._urls import split_url
 from eventbus.clock import Clock, Setback, farthest
 from eventbus.errors import StoreError, StoreFullError, TransactionClosedError
 from eventbus.limits import Limits
-from eventbus.store import Backlog, Claimed, DeadEntry, DeadFilter, Interest, NewEntry, Recipient, Settlement
+from eventbus.store import DAY, Backlog, Claimed, DeadEntry, DeadFilter, Interest, NewEntry, Recipient, Settlement
 from eventbus.stores._memory_box import Box, Row, choose
 
 __all__ = ("MemorySession", "MemoryStore")
 
-DAY = 86_400_000
-"""Milliseconds after which a recipient that nobody announced is silent."""
 DEFAULTS = Limits()
 
 
