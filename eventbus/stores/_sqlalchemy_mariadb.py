@@ -1,7 +1,7 @@
 """Say the verbs of the store in MariaDB 10.6: rows are locked first, in one order, and then written by primary key."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from sqlalchemy import Connection
@@ -14,9 +14,9 @@ from eventbus.stores._sqlalchemy_rows import (
     SCAN,
     SETTLED,
     Rows,
-    clean,
     entries,
     milliseconds,
+    words,
 )
 
 __all__ = ("MariaDBRows",)
@@ -88,6 +88,8 @@ class MariaDBRows(Rows):
     """Keep entries in MariaDB."""
 
     clock_sql: ClassVar[str] = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000)"
+    settle_sql: ClassVar[str] = SETTLE
+    extend_sql: ClassVar[str] = EXTEND
 
     def add(self, connection: Connection, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Write entries; return the recipients that got something to do."""
@@ -159,33 +161,14 @@ class MariaDBRows(Rows):
             self.run(connection, LEASE, seqs=seqs, lease=milliseconds(lease), owner=owner)
         return Claimed(entries((row[0], row[1] + 1, *row[2:]) for row in taken), cursor)
 
-    def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> frozenset[int]:
-        """Write settlements; return the seqs whose lease was lost."""
-        return self._tell(connection, SETTLE, settlements)
-
-    def extend(self, connection: Connection, held: Sequence[tuple[int, int]], lease: float) -> frozenset[int]:
-        """Renew leases; return the seqs whose lease was lost."""
-        return self._tell(connection, EXTEND, [Settlement(seq, claims, "release", lease) for seq, claims in held])
-
-    def _tell(self, connection: Connection, template: str, settlements: Sequence[Settlement]) -> frozenset[int]:
-        if not settlements:
-            return frozenset()
+    def tell(self, connection: Connection, template: str, settlements: Sequence[Settlement]) -> Iterable[int]:
+        """Write what becomes of claims by a statement; return the seqs of those that hold."""
         seqs = sorted(one.seq for one in settlements)
         held = {(seq, claims) for seq, claims in self.run(connection, HOLD, seqs=seqs)}
         kept = [one for one in settlements if (one.seq, one.claims) in held]
         if kept:
-            told = [
-                (
-                    one.seq,
-                    one.outcome,
-                    milliseconds(one.after) if one.outcome in ("again", "release") else 0,
-                    clean(one.error),
-                    int(one.blocks),
-                )
-                for one in kept
-            ]
-            self.run(connection, template, told=json.dumps(told))
-        return frozenset(seqs).difference(one.seq for one in kept)
+            self.run(connection, template, told=json.dumps([(one.seq, *words(one)) for one in kept]))
+        return [one.seq for one in kept]
 
     def write_interests(self, connection: Connection, interests: Sequence[Interest]) -> None:
         """Write interests with the time."""

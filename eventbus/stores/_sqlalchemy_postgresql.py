@@ -1,6 +1,6 @@
 """Say the verbs of the store in PostgreSQL: each is one statement, and so needs no transaction around it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,9 +17,9 @@ from eventbus.stores._sqlalchemy_rows import (
     SCAN,
     SETTLED,
     Rows,
-    clean,
     entries,
     milliseconds,
+    words,
 )
 
 __all__ = ("PostgreSQLRows",)
@@ -101,6 +101,8 @@ class PostgreSQLRows(Rows):
     # now(), which stands still in a transaction
     clock_sql: ClassVar[str] = "(extract(epoch FROM statement_timestamp()) * 1000)::bigint"
     find_sql: ClassVar[str] = "strpos(error, :error) > 0"
+    settle_sql: ClassVar[str] = SETTLE
+    extend_sql: ClassVar[str] = EXTEND
     single: ClassVar[frozenset[str]] = frozenset({"add", "claim", "settle", "extend", "announce"})
 
     def __init__(self, limits: Limits, *, notify: bool) -> None:
@@ -176,30 +178,12 @@ class PostgreSQLRows(Rows):
         found, cursor = go_round(look, limit, cursor)
         return Claimed(entries(found), cursor)
 
-    def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> frozenset[int]:
-        """Write settlements; return the seqs whose lease was lost."""
-        if not settlements:
-            return frozenset()
-        return self._tell(connection, SETTLE, settlements)
-
-    def extend(self, connection: Connection, held: Sequence[tuple[int, int]], lease: float) -> frozenset[int]:
-        """Renew leases; return the seqs whose lease was lost."""
-        if not held:
-            return frozenset()
-        return self._tell(connection, EXTEND, [Settlement(seq, claims, "release", lease) for seq, claims in held])
-
-    def _tell(self, connection: Connection, template: str, settlements: Sequence[Settlement]) -> frozenset[int]:
-        kept = self.seqs(
-            connection,
-            template,
-            a_seq=[one.seq for one in settlements],
-            a_claims=[one.claims for one in settlements],
-            a_outcome=[one.outcome for one in settlements],
-            a_wait=[milliseconds(one.after) if one.outcome in ("again", "release") else 0 for one in settlements],
-            a_error=[clean(one.error) for one in settlements],
-            a_blocks=[int(one.blocks) for one in settlements],
-        )
-        return frozenset(one.seq for one in settlements).difference(kept)
+    def tell(self, connection: Connection, template: str, settlements: Sequence[Settlement]) -> Iterable[int]:
+        """Write what becomes of claims by a statement; return the seqs of those that hold."""
+        told = [(one.seq, one.claims, *words(one)) for one in settlements]
+        names = ("a_seq", "a_claims", "a_outcome", "a_wait", "a_error", "a_blocks")
+        values: dict[str, Any] = dict(zip(names, map(list, zip(*told, strict=True)), strict=True))
+        return self.seqs(connection, template, **values)
 
     def write_interests(self, connection: Connection, interests: Sequence[Interest]) -> None:
         """Write interests with the time."""

@@ -124,6 +124,8 @@ class Rows(ABC):
     find_sql: ClassVar[str] = "INSTR(error, :error) > 0"
     skip_sql: ClassVar[str] = " FOR UPDATE SKIP LOCKED"
     lock_sql: ClassVar[str] = " FOR UPDATE"
+    settle_sql: ClassVar[str]
+    extend_sql: ClassVar[str]
     single: ClassVar[frozenset[str]] = frozenset()
     """The writing verbs that are one statement, and need no transaction around it."""
 
@@ -172,12 +174,8 @@ class Rows(ABC):
         """Lease due entries."""
 
     @abstractmethod
-    def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> frozenset[int]:
-        """Write settlements; return the seqs whose lease was lost."""
-
-    @abstractmethod
-    def extend(self, connection: Connection, held: Sequence[tuple[int, int]], lease: float) -> frozenset[int]:
-        """Renew leases; return the seqs whose lease was lost."""
+    def tell(self, connection: Connection, template: str, settlements: Sequence[Settlement]) -> Iterable[int]:
+        """Write what becomes of claims by a statement; return the seqs of those that hold."""
 
     @abstractmethod
     def write_interests(self, connection: Connection, interests: Sequence[Interest]) -> None:
@@ -212,6 +210,20 @@ class Rows(ABC):
     def lock(self, connection: Connection, seq: int, claims: int) -> bool:
         """Take the row lock of a claimed entry; False if the lease is lost."""
         return self.run(connection, LOCK + self.lock_sql, seq=seq, claims=claims).first() is not None
+
+    def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> frozenset[int]:
+        """Write settlements; return the seqs whose lease was lost."""
+        return self._lost(connection, self.settle_sql, settlements)
+
+    def extend(self, connection: Connection, held: Sequence[tuple[int, int]], lease: float) -> frozenset[int]:
+        """Renew leases; return the seqs whose lease was lost."""
+        return self._lost(
+            connection, self.extend_sql, [Settlement(seq, claims, "release", lease) for seq, claims in held]
+        )
+
+    def _lost(self, connection: Connection, template: str, settlements: Sequence[Settlement]) -> frozenset[int]:
+        kept = self.tell(connection, template, settlements) if settlements else ()
+        return frozenset(one.seq for one in settlements).difference(kept)
 
     def announce(self, connection: Connection, interests: Sequence[Interest]) -> None:
         """Write interests with the time."""
@@ -357,7 +369,13 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def clean(error: str | None) -> str | None:
+def words(one: Settlement) -> tuple[str, int, str | None, int]:
+    """Return what a settlement says, as ``SETTLED`` wants it: outcome, wait, reason, blocks."""
+    wait = milliseconds(one.after) if one.outcome in ("again", "release") else 0
+    return one.outcome, wait, _clean(one.error), int(one.blocks)
+
+
+def _clean(error: str | None) -> str | None:
     """Return a text as every database can keep it."""
     return error and error.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
 

@@ -1,14 +1,14 @@
 """Say the verbs of the store in SQLite, and have an engine begin its transactions for real."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Engine, event
 
 from eventbus.store import DAY, Claimed, Interest, NewEntry, Recipient, Settlement
 from eventbus.stores._sqlalchemy_lanes import Seen, go_round
-from eventbus.stores._sqlalchemy_rows import CLAIMED, HEADS, SCAN, SETTLED, Rows, clean, entries, milliseconds
+from eventbus.stores._sqlalchemy_rows import CLAIMED, HEADS, SCAN, SETTLED, Rows, entries, milliseconds, words
 
 __all__ = ("SQLiteRows", "really_begin")
 
@@ -65,6 +65,8 @@ class SQLiteRows(Rows):
     clock_sql: ClassVar[str] = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
     skip_sql: ClassVar[str] = ""
     lock_sql: ClassVar[str] = ""
+    settle_sql: ClassVar[str] = SETTLE
+    extend_sql: ClassVar[str] = EXTEND
 
     def add(self, connection: Connection, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Write entries; return the recipients that got something to do."""
@@ -116,30 +118,10 @@ class SQLiteRows(Rows):
         sql = HEADED_TO_THE_END if last is None else HEADED
         return self.run(connection, sql, name=name, lane=lane, last=last, scan=scan).all()
 
-    def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> frozenset[int]:
-        """Write settlements; return the seqs whose lease was lost."""
-        return self._tell(connection, SETTLE, settlements)
-
-    def extend(self, connection: Connection, held: Sequence[tuple[int, int]], lease: float) -> frozenset[int]:
-        """Renew leases; return the seqs whose lease was lost."""
-        return self._tell(connection, EXTEND, [Settlement(seq, claims, "release", lease) for seq, claims in held])
-
-    def _tell(self, connection: Connection, template: str, settlements: Sequence[Settlement]) -> frozenset[int]:
-        if not settlements:
-            return frozenset()
-        told = [
-            (
-                one.seq,
-                one.claims,
-                one.outcome,
-                milliseconds(one.after) if one.outcome in ("again", "release") else 0,
-                clean(one.error),
-                int(one.blocks),
-            )
-            for one in settlements
-        ]
-        kept = self.seqs(connection, template, told=json.dumps(told))
-        return frozenset(one.seq for one in settlements).difference(kept)
+    def tell(self, connection: Connection, template: str, settlements: Sequence[Settlement]) -> Iterable[int]:
+        """Write what becomes of claims by a statement; return the seqs of those that hold."""
+        told = [(one.seq, one.claims, *words(one)) for one in settlements]
+        return self.seqs(connection, template, told=json.dumps(told))
 
     def write_interests(self, connection: Connection, interests: Sequence[Interest]) -> None:
         """Write interests with the time."""
