@@ -27,7 +27,7 @@ from eventbus.transport import Capabilities, Wire
 
 log = logging.getLogger("eventbus")
 
-__all__ = ("Entries", "Opening", "outward", "unwrap", "wrap")
+__all__ = ("Entries", "Opening", "entry_of", "outward", "unwrap", "wrap")
 
 Action = Callable[[], Awaitable[None]]
 Stands = Callable[[], bool]
@@ -245,7 +245,8 @@ class Entries:
                 raise NoTransactionError(posting.subject.spec.name, kept[0])
             envelope = self._envelope(posting)
             if kept:
-                entries.append(self._entry(posting, envelope, kept))
+                away = [Recipient(outward(self._source, one), ordered=True) for one in kept if one != STORE]
+                entries.append(entry_of(envelope, posting.delay, away, STORE in kept))
             for target in posting.plan.targets:
                 heard = target != MEMORY or (posting.subject.source == MEMORY and posting.subject.routed)
                 if target not in kept and heard:
@@ -285,17 +286,6 @@ class Entries:
         headers = MappingProxyType({**added, **given})
         return headers if added and not header_fault(headers, self._registry.wiring.limits) else given
 
-    def _entry(self, posting: Posting, envelope: Envelope, kept: Sequence[str]) -> NewEntry:
-        return NewEntry(
-            message_id=envelope.id,
-            type=envelope.name,
-            body=structured(envelope),
-            key=envelope.key,
-            delay=posting.delay,
-            subscribers=STORE in kept,
-            recipients=tuple(Recipient(outward(self._source, one), ordered=True) for one in kept if one != STORE),
-        )
-
     async def _publish(self, target: str, envelope: Envelope, delay: float) -> None:
         link = self._links.get(target)
         if link is None:
@@ -313,6 +303,12 @@ class Kept(Wire):
     """Be a wire that stays in this process, so that nobody has to write its envelope down and read it again."""
 
     envelope: Envelope | None = None
+
+
+def entry_of(envelope: Envelope, delay: float, recipients: Sequence[Recipient], subscribers: bool) -> NewEntry:
+    """Return an envelope as a store keeps it, for ``recipients`` and, if told so, whoever was announced."""
+    body = structured(envelope)
+    return NewEntry(envelope.id, envelope.name, body, envelope.key, delay, subscribers, tuple(recipients))
 
 
 def wrap(envelope: Envelope, capabilities: Capabilities) -> Wire:

@@ -14,9 +14,8 @@ from typing import Protocol, runtime_checkable
 from eventbus.channel import Source
 from eventbus.claims import ClaimedDelivery, Claims
 from eventbus.clock import Runtime
-from eventbus.cloudevents import structured
 from eventbus.delivery import Consumer, Done, Gone, Postponed, Verdict, settle
-from eventbus.entries import outward, unwrap, wrap
+from eventbus.entries import entry_of, outward, unwrap, wrap
 from eventbus.errors import DecodeError, Lost, PublishError, StoreError
 from eventbus.invoker import Invoker
 from eventbus.ledger import Ledger
@@ -24,7 +23,7 @@ from eventbus.link import Link, Outage, Progress
 from eventbus.registry import Known, Registry, Subject
 from eventbus.retry import Dead, Retry, decide
 from eventbus.routes import MEMORY, STORE
-from eventbus.store import NewEntry, Recipient
+from eventbus.store import Recipient
 from eventbus.transport import Delivery
 
 __all__ = ("Countable", "Sources", "groups", "ordered_groups")
@@ -98,48 +97,35 @@ class Sources:
 
     def _direct(self, link: Link, topic: str, known: Known) -> Source:
         options = known.handler.options
-        promises = link.transport.capabilities
         here = link.transport if isinstance(link.transport, Countable) else None
-        longest = promises.retry if here else _longest(link, options.ordered)
+        longest = link.transport.capabilities.retry if here else _longest(link, options.ordered)
         consumer = self._consumer(known, longest)
         slots = options.concurrency or self._limits.concurrency
         prefetch = 2 * slots
         if options.ordered:  # a key that waits for its first message must not keep the others out
             prefetch = self._limits.queue if here else max(prefetch, self._limits.batch)
-        return Source(
-            name=f"{topic}@{consumer.queue}",
-            subscribe=partial(
-                link.subscribe,
-                topic,
-                group=consumer.queue,
-                prefetch=prefetch,
-                lease=self._limits.lease,
-                ordered=options.ordered,
-            ),
-            attend=consumer.attend,
-            settle=settle,
-            slots=slots,
-            ordered=options.ordered,
-            longest=longest,
-            remaining=here.outstanding if here else None,
-            lease=self._limits.lease if promises.returns == "lease" else None,
-        )
+        source = self._received(link, topic, consumer.queue, prefetch, options.ordered, consumer.attend)
+        return replace(source, slots=slots, longest=longest, remaining=here.outstanding if here else None)
 
     def _ingest(self, link: Link, subject: Subject) -> Source:
         ordered = any(known.handler.options.ordered for known in subject.routed)
-        topic, owner, slots = subject.spec.name, self._registry.owner, self._limits.concurrency
-        promises = link.transport.capabilities
+        prefetch, attend = 2 * self._limits.concurrency, partial(self._take_in, subject, Outage(self._runtime))
+        return self._received(link, subject.spec.name, self._registry.owner, prefetch, ordered, attend)
+
+    def _received(
+        self, link: Link, topic: str, group: str, prefetch: int, ordered: bool,
+        attend: Callable[[Delivery], Awaitable[Verdict]],
+    ) -> Source:  # fmt: skip
+        lease = self._limits.lease
         return Source(
-            name=f"{topic}@{owner}",
-            subscribe=partial(
-                link.subscribe, topic, group=owner, prefetch=2 * slots, lease=self._limits.lease, ordered=ordered
-            ),
-            attend=partial(self._take_in, subject, Outage(self._runtime)),
+            name=f"{topic}@{group}",
+            subscribe=partial(link.subscribe, topic, group=group, prefetch=prefetch, lease=lease, ordered=ordered),
+            attend=attend,
             settle=settle,
-            slots=slots,
+            slots=self._limits.concurrency,
             ordered=ordered,
             longest=_longest(link, ordered),
-            lease=self._limits.lease if promises.returns == "lease" else None,
+            lease=lease if link.transport.capabilities.returns == "lease" else None,
         )
 
     def _stored(self, ledger: Ledger, known: Known) -> Source:
@@ -210,23 +196,15 @@ class Sources:
         if store is None:
             raise TypeError("ingesting needs a store")
         try:
-            envelope, _ = unwrap(delivery.wire, self._registry.wiring.limits, self._runtime.clock)
+            envelope, _ = unwrap(delivery.wire, self._limits, self._runtime.clock)
         except DecodeError as error:
             return Dead(str(error))
         recipients = [
             Recipient(self._registry.queue(known.handler), known.handler.options.ordered) for known in subject.routed
         ]
-        entry = NewEntry(
-            message_id=envelope.id,
-            type=envelope.name,
-            body=structured(envelope),
-            key=envelope.key,
-            delay=max(envelope.due.timestamp() - self._runtime.clock.now(), 0.0) if envelope.due else 0.0,
-            subscribers=False,
-            recipients=tuple(recipients),
-        )
+        delay = max(envelope.due.timestamp() - self._runtime.clock.now(), 0.0) if envelope.due else 0.0
         try:
-            touched = await store.add([entry])
+            touched = await store.add([entry_of(envelope, delay, recipients, subscribers=False)])
         except StoreError as error:
             log.warning("ingesting %s: %s", envelope.name, error)
             return Postponed(outage.failed())
@@ -237,7 +215,7 @@ class Sources:
 
     async def _send_out(self, link: Link, outage: Outage, delivery: Delivery) -> Verdict:
         try:
-            envelope, _ = unwrap(delivery.wire, self._registry.wiring.limits, self._runtime.clock)
+            envelope, _ = unwrap(delivery.wire, self._limits, self._runtime.clock)
         except DecodeError as error:
             return Dead(str(error))
         try:
