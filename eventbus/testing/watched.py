@@ -1,32 +1,24 @@
 """A store and a transport as a test sees them: calls in flight are counted, and can be made to fail."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from anyio.lowlevel import checkpoint
 
 from eventbus.clock import Clock
 from eventbus.errors import Lost, PublishError, StoreError
 from eventbus.limits import Limits
-from eventbus.store import (
-    Backlog,
-    Claimed,
-    DeadEntry,
-    DeadFilter,
-    Interest,
-    NewEntry,
-    Recipient,
-    Settlement,
-    Store,
-    Unit,
-)
+from eventbus.store import DeadEntry, DeadFilter, NewEntry, Settlement, Store, Unit
 from eventbus.transport import Wire
 from eventbus.transports.memory import MemoryTransport
 
 __all__ = ("Faults", "WatchedStore", "WatchedTransport")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Faults:
@@ -117,6 +109,19 @@ class WatchedUnit:
         return self._unit.savepoint()
 
 
+def _counted(
+    verb: Callable[Concatenate[Store, P], Awaitable[R]],
+) -> "Callable[Concatenate[WatchedStore, P], Coroutine[Any, Any, R]]":
+    """Return a verb that hands itself on to the store, as a call in flight."""
+
+    async def counted(self: "WatchedStore", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.call():
+            found: R = await getattr(self.store, verb.__name__)(*args, **kwargs)
+            return found
+
+    return counted
+
+
 class WatchedStore:
     """Hand every verb on to a store; ``calls`` of them have not returned yet."""
 
@@ -193,55 +198,16 @@ class WatchedStore:
         finally:
             self.units.remove(unit)
 
-    async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
-        """Write entries in a transaction of their own."""
-        with self.call():
-            return await self.store.add(entries)
-
-    async def claim(self, recipient: Recipient, *, owner: str, limit: int, lease: float, cursor: str = "") -> Claimed:
-        """Lease due entries."""
-        with self.call():
-            return await self.store.claim(recipient, owner=owner, limit=limit, lease=lease, cursor=cursor)
-
-    async def settle(self, settlements: Sequence[Settlement]) -> frozenset[int]:
-        """Write many settlements; return the seqs whose lease was lost."""
-        with self.call():
-            return await self.store.settle(settlements)
-
-    async def extend(self, held: Sequence[tuple[int, int]], lease: float) -> frozenset[int]:
-        """Renew leases; return the seqs whose lease was lost."""
-        with self.call():
-            return await self.store.extend(held, lease)
-
-    async def announce(self, interests: Sequence[Interest], *, aliases: Sequence[tuple[str, str]] = ()) -> None:
-        """Write interests with the time."""
-        with self.call():
-            await self.store.announce(interests, aliases=aliases)
-
-    async def forget(self, recipient: str) -> int:
-        """Drop a recipient's interests; return how many entries died of it."""
-        with self.call():
-            return await self.store.forget(recipient)
-
-    async def due(self, recipients: Sequence[str]) -> dict[str, float]:
-        """Return for each recipient with waiting entries the seconds until its first is due."""
-        with self.call():
-            return await self.store.due(recipients)
-
-    async def sweep(self, *, retention: float, lease: float, batch: int) -> int:
-        """Prune what is old and free leases that are too long."""
-        with self.call():
-            return await self.store.sweep(retention=retention, lease=lease, batch=batch)
-
-    async def backlog(self) -> Sequence[Backlog]:
-        """Count what waits and what is dead, per recipient."""
-        with self.call():
-            return await self.store.backlog()
-
-    async def dead(self, chosen: DeadFilter) -> Sequence[DeadEntry]:
-        """Return chosen dead entries, oldest first."""
-        with self.call():
-            return await self.store.dead(chosen)
+    add = _counted(Store.add)
+    claim = _counted(Store.claim)
+    settle = _counted(Store.settle)
+    extend = _counted(Store.extend)
+    announce = _counted(Store.announce)
+    forget = _counted(Store.forget)
+    due = _counted(Store.due)
+    sweep = _counted(Store.sweep)
+    backlog = _counted(Store.backlog)
+    dead = _counted(Store.dead)
 
     async def replay(self, chosen: DeadFilter) -> Mapping[str, int]:
         """Make chosen dead entries due now; return how many per recipient."""
