@@ -7,7 +7,7 @@ from itertools import count
 
 import anyio
 
-from eventbus.transport import Delivery, Wire
+from eventbus.transport import Delivery
 
 __all__ = ("Held", "Lanes", "Signal")
 
@@ -34,32 +34,12 @@ class Signal:
 class Held:
     """Be a delivery that waited here and not in its transport, so that its attempts are counted here."""
 
-    __slots__ = ("_delivery", "attempt")
+    __slots__ = ("ack", "attempt", "extend", "reject", "retry", "wire")
 
     def __init__(self, delivery: Delivery, attempt: int) -> None:
-        self._delivery: Delivery = delivery._delivery if isinstance(delivery, Held) else delivery
-        self.attempt = attempt
-
-    @property
-    def wire(self) -> Wire:
-        """Return what arrived, undecoded."""
-        return self._delivery.wire
-
-    async def ack(self) -> None:
-        """Settle it as done."""
-        await self._delivery.ack()
-
-    async def retry(self, after: float) -> None:
-        """Settle it as to be delivered again."""
-        await self._delivery.retry(after)
-
-    async def reject(self, reason: str) -> None:
-        """Settle it as dead."""
-        await self._delivery.reject(reason)
-
-    async def extend(self) -> None:
-        """Keep it for another lease."""
-        await self._delivery.extend()
+        self.wire, self.attempt = delivery.wire, attempt
+        self.ack, self.retry = delivery.ack, delivery.retry
+        self.reject, self.extend = delivery.reject, delivery.extend
 
 
 class Lanes:

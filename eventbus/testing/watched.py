@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 from eventbus.clock import Clock
 from eventbus.errors import Lost, PublishError, StoreError
 from eventbus.limits import Limits
-from eventbus.store import DeadEntry, DeadFilter, NewEntry, Settlement, Store, Unit
+from eventbus.store import DeadEntry, DeadFilter, Store, Unit
 from eventbus.transport import Wire
 from eventbus.transports.memory import MemoryTransport
 
@@ -75,6 +75,8 @@ class WatchedUnit:
         """Who had it opened."""
         self._unit = unit
         self._store = store
+        self.add, self.settle, self.savepoint = unit.add, unit.settle, unit.savepoint
+        self.stands, self.watch = unit.stands, unit.watch
 
     @property
     def session(self) -> Any:
@@ -87,26 +89,6 @@ class WatchedUnit:
         self._store.units.remove(self)
         self._store.units.insert(0, self)
         return locked
-
-    async def add(self, entries: Sequence[NewEntry]) -> frozenset[str]:
-        """Write entries in this transaction."""
-        return await self._unit.add(entries)
-
-    def stands(self) -> Callable[[], bool]:
-        """Return what tells later whether work done now has not been undone."""
-        return self._unit.stands()
-
-    def watch(self, committed: Callable[[], object]) -> bool:
-        """Call ``committed`` once the session's owner has committed; False if the end of this unit is the commit."""
-        return self._unit.watch(committed)
-
-    async def settle(self, settlement: Settlement) -> bool:
-        """Write a settlement in this transaction; False if the lease is lost."""
-        return await self._unit.settle(settlement)
-
-    def savepoint(self) -> AbstractAsyncContextManager[None]:
-        """Return a savepoint."""
-        return self._unit.savepoint()
 
 
 def _counted(
