@@ -23,7 +23,7 @@ from eventbus.store import Transaction
 if TYPE_CHECKING:
     from eventbus.health import Health
 
-__all__ = ("BusDep", "TransactionDep", "get_bus", "install", "open_transaction")
+__all__ = ("BusDep", "TransactionDep", "install")
 
 S = TypeVar("S")
 
