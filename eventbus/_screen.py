@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.util import find_spec
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from eventbus._extras import load
 
@@ -61,7 +61,7 @@ def _shown(value: object) -> Any:
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
     if isinstance(value, Mapping):
-        return {str(key): one for key, one in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return {str(key): one for key, one in cast("Mapping[object, object]", value).items()}
     return str(value)
 
 

@@ -31,7 +31,7 @@ class BodySchema(GenerateJsonSchema):
     """Make the JSON schema of a body, whatever its defaults are."""
 
     # Whether there is a schema is the question here, not how well it tells of defaults.
-    ignored_warning_kinds = {"non-serializable-default", "skipped-choice", "skipped-discriminator"}  # noqa: RUF012
+    ignored_warning_kinds = {"non-serializable-default", "skipped-choice", "skipped-discriminator"}  # noqa: RUF012 - pydantic's
 
 
 class Codec(Protocol):

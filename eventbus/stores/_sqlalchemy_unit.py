@@ -302,6 +302,6 @@ def _commit(session: Session) -> Exception | None:
     return None
 
 
-def _set_level(session: Session, transaction: SessionTransaction, connection: Connection) -> None:  # noqa: ARG001
+def _set_level(session: Session, transaction: SessionTransaction, connection: Connection) -> None:  # noqa: ARG001 - an event
     if not transaction.nested:
         connection.exec_driver_sql(READ_COMMITTED)

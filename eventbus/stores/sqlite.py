@@ -42,7 +42,7 @@ BATCH = 1_000
 DEFAULTS = Limits()
 
 
-def _version(rows: Rows, now: int) -> int:  # noqa: ARG001
+def _version(rows: Rows, now: int) -> int:  # noqa: ARG001 - every verb takes it
     version: int = rows.connection.execute("PRAGMA data_version").fetchone()[0]
     return version
 

@@ -1,5 +1,7 @@
 """Ask a store about claims: who gets what, for how long, and that a late word changes nothing."""
 
+from typing import Any, Literal
+
 import anyio
 
 from eventbus.store import DeadFilter, Entry, NewEntry, Recipient, Settlement
@@ -10,7 +12,7 @@ __all__ = ("CHECKS",)
 PROMPT = 5.0
 """Seconds within which a claim that waits for nobody is back."""
 
-OUTCOMES = ("done", "again", "release", "dead")
+OUTCOMES: tuple[Literal["done", "again", "release", "dead"], ...] = ("done", "again", "release", "dead")
 
 
 async def what_a_claim_brings(desk: Desk) -> None:
@@ -107,7 +109,7 @@ async def unheard_of(desk: Desk) -> None:
     await desk.settle(entry, "release")
     for seq, claims in ((entry.seq, 0), (entry.seq, 7), (entry.seq + 1_000, 1), (-1, 1)):
         for outcome in OUTCOMES:
-            equal(await desk.store.settle([Settlement(seq, claims, outcome)]), {seq}, f"{outcome} of {seq}, {claims}")  # type: ignore[arg-type]
+            equal(await desk.store.settle([Settlement(seq, claims, outcome)]), {seq}, f"{outcome} of {seq}, {claims}")
         equal(await desk.store.extend([(seq, claims)], LEASE), {seq}, "extended")
     equal(await desk.ids(), ["m"], "due")
 
@@ -178,8 +180,8 @@ async def one_lost_in_a_batch(desk: Desk) -> None:
     lost = entries.pop("lost")
     batch = [Settlement(lost.seq, lost.claims + 1, "done")]
     for name, one in entries.items():
-        outcome = "dead" if name == "blocking" else name
-        batch.append(Settlement(one.seq, one.claims, outcome, 5.0, "boom", name == "blocking"))  # type: ignore[arg-type]
+        outcome: Any = "dead" if name == "blocking" else name
+        batch.append(Settlement(one.seq, one.claims, outcome, 5.0, "boom", name == "blocking"))
     equal(await desk.store.settle(batch), {lost.seq}, "lost")
     desk.clock.advance(5.0)
     equal(sorted(await desk.ids()), ["again", "release"], "due")
