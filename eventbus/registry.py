@@ -115,7 +115,7 @@ def compile_wiring(wiring: Wiring) -> Registry:
     types = _types(wiring, known)
     known = [_with_returns(one, types) for one in known]
     faults.extend(_names(wiring, types, known))
-    faults.extend(wiring.routes.faults({type_: spec_of(type_).name for type_ in types}, _transports(wiring)))
+    faults.extend(wiring.routes.faults({type_: spec_of(type_).name for type_ in types}, wiring.transports))
     subjects = {type_: subject for type_ in types if (subject := _untied(wiring, known, type_)) is not None}
     for subject in subjects.values():
         faults.extend(_subject_faults(wiring, subject))
@@ -189,10 +189,6 @@ def _names(wiring: Wiring, types: Sequence[type], known: Sequence[Known]) -> Ite
                     f"two handlers answer to {name!r} ({holder.where} and {one.handler.where}): "
                     "a handler's name is its identity, say name='...' on one of them"
                 )
-
-
-def _transports(wiring: Wiring) -> set[str]:
-    return {INLINE, MEMORY, STORE, *wiring.transports}
 
 
 def _untied(wiring: Wiring, known: Sequence[Known], message: type) -> Subject | None:

@@ -246,12 +246,9 @@ def _main() -> NoReturn:
     try:
         told["only"] = tuple(told["only"])
         code = work(Job(**told), follow=True)
-    except LookupError as error:
+    except (LookupError, EventBusError, OSError) as error:
         log.error("%s", error)  # noqa: TRY400 - the sentence says it
-        code = 2
-    except (EventBusError, OSError) as error:
-        log.error("%s", error)  # noqa: TRY400 - the sentence says it
-        code = 1
+        code = 2 if isinstance(error, LookupError) else 1
     sys.exit(code)
 
 

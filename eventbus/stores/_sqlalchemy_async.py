@@ -1,7 +1,6 @@
 """Reach the database through an ``AsyncEngine``: every verb in a task that the store owns."""
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -14,17 +13,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from eventbus.errors import StoreError, WrongLoopError
-from eventbus.stores._sqlalchemy_link import (
-    CHANNEL,
-    TRIES,
-    Work,
-    is_again,
-    is_lost,
-    named,
-    needs_level,
-    pause,
-    work_on,
-)
+from eventbus.stores._sqlalchemy_link import CHANNEL, Work, needs_level, pause, work_on
 
 __all__ = ("AsyncLink",)
 
@@ -32,8 +21,6 @@ T = TypeVar("T")
 
 LONG = 30.0
 """Seconds after which a listener that hears nothing looks whether its connection is alive."""
-
-log = logging.getLogger("eventbus")
 
 
 async def _hear_psycopg(driver: Any, wake: Callable[[], None]) -> None:
@@ -170,17 +157,14 @@ class AsyncLink:
             _ = self._own(self._tried(undo(task.result()), False))
 
     async def _tried(self, work: Work[T], single: bool, repeats: bool = True) -> T:
-        attempt, fresh = 1, repeats
+        attempt = 0
         while True:
+            attempt += 1
             try:
                 return await greenlet_spawn(self._once, work, single)
             except Exception as error:
-                if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error, self._engine.sync_engine))):
-                    raise named(error, self._engine.sync_engine) from error
-                log.debug("trying again: %s", error)
-            await asyncio.sleep(pause(attempt))
-            attempt += 1
-            fresh = False
+                wait = pause(error, attempt, repeats, self._engine.sync_engine)
+            await asyncio.sleep(wait)
 
     def _once(self, work: Work[T], single: bool) -> T:
         engine = self._single if single else self._plain

@@ -1,5 +1,6 @@
 """Reach the database through the user's engine: whole verbs, each to its end, whatever becomes of who asked for it."""
 
+import logging
 import random
 from collections.abc import Callable
 from itertools import chain
@@ -14,7 +15,6 @@ from eventbus.errors import EventBusError, StoreError, StoreFullError
 __all__ = (
     "CHANNEL",
     "READ_COMMITTED",
-    "TRIES",
     "Link",
     "Work",
     "is_again",
@@ -25,6 +25,8 @@ __all__ = (
     "shown",
     "work_on",
 )
+
+log = logging.getLogger("eventbus")
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -117,8 +119,15 @@ def is_again(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and code(error) in AGAIN
 
 
-def pause(attempt: int) -> float:
-    """Return the seconds to wait after an attempt that the database broke off."""
+def pause(error: Exception, attempt: int, repeats: bool, engine: Engine) -> float:
+    """Return the seconds to wait before a verb is tried again; raise what its error is called if it is not.
+
+    ``repeats``: it does no harm twice, so that it is tried again, once, after a connection that was lost.
+    """
+    again = is_again(error) or (repeats and attempt == 1 and is_lost(error, engine))
+    if attempt == TRIES or not again:
+        raise named(error, engine) from error
+    log.debug("trying again: %s", error)
     return random.uniform(0.0, SHORTEST * 2 ** (attempt - 1))
 
 

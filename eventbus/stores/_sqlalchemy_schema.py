@@ -39,19 +39,13 @@ BINARY = "utf8mb4_nopad_bin"
 """The collation of MariaDB in which every character counts, blanks at the end too."""
 
 
-BANNERS = {
-    "postgresql": "SHOW server_version",
-    "mysql": "SELECT VERSION()",
-    "mariadb": "SELECT VERSION()",
-    "sqlite": "SELECT sqlite_version()",
+SERVERS = {
+    "postgresql": ("PostgreSQL", (12, 0), "SHOW server_version"),
+    "mysql": ("MariaDB", (10, 6), "SELECT VERSION()"),
+    "mariadb": ("MariaDB", (10, 6), "SELECT VERSION()"),
+    "sqlite": ("SQLite", (3, 35), "SELECT sqlite_version()"),
 }
-OLDEST_SERVERS = {
-    "postgresql": ("PostgreSQL", (12, 0)),
-    "mysql": ("MariaDB", (10, 6)),
-    "mariadb": ("MariaDB", (10, 6)),
-    "sqlite": ("SQLite", (3, 35)),
-}
-"""The first to know MATERIALIZED, SKIP LOCKED and RETURNING with UPDATE ... FROM."""
+"""The first to know MATERIALIZED, SKIP LOCKED and RETURNING with UPDATE ... FROM, and how to ask which one it is."""
 
 
 def _text(length: int) -> TypeEngine[str]:
@@ -199,10 +193,9 @@ def prepare(connection: Connection, *, create: bool, where: str) -> None:
 
 def _check_server(connection: Connection, where: str) -> None:
     """Raise ``StoreError`` for a server that cannot do what the statements ask for."""
-    dialect = connection.dialect.name
-    banner = str(connection.scalar(text(BANNERS[dialect])))
+    name, oldest, version_sql = SERVERS[connection.dialect.name]
+    banner = str(connection.scalar(text(version_sql)))
     numbers = tuple(map(int, re.findall(r"\d+", banner)[:2]))
-    name, oldest = OLDEST_SERVERS[dialect]
     wrong_kind = name == "MariaDB" and "mariadb" not in banner.lower()
     if wrong_kind or numbers < oldest:
         version = ".".join(map(str, oldest))

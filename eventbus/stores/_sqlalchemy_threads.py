@@ -1,7 +1,6 @@
 """Reach the database through a plain ``Engine``: every call in a thread that the store owns."""
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -18,17 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from eventbus.errors import StoreError, WrongLoopError
-from eventbus.stores._sqlalchemy_link import (
-    CHANNEL,
-    TRIES,
-    Work,
-    is_again,
-    is_lost,
-    named,
-    needs_level,
-    pause,
-    work_on,
-)
+from eventbus.stores._sqlalchemy_link import CHANNEL, Work, needs_level, pause, work_on
 
 __all__ = ("ThreadLink",)
 
@@ -41,8 +30,6 @@ SHORT = 0.5
 
 LAST = "eventbus_last"
 """Where a session keeps what was done on it last."""
-
-log = logging.getLogger("eventbus")
 
 
 class ThreadLink:
@@ -149,18 +136,15 @@ class ThreadLink:
             self._threads.submit(self._tried, undo(future.result()), False)
 
     def _tried(self, work: Work[T], single: bool, repeats: bool = True) -> T:
-        attempt, fresh = 1, repeats
+        attempt = 0
         while True:
+            attempt += 1
             try:
                 with (self._single if single else self._plain).connect() as connection:
                     return work_on(connection, work, single, self.level)
             except Exception as error:
-                if attempt == TRIES or not (is_again(error) or (fresh and is_lost(error, self._engine))):
-                    raise named(error, self._engine) from error
-                log.debug("trying again: %s", error)
-            time.sleep(pause(attempt))
-            attempt += 1
-            fresh = False
+                wait = pause(error, attempt, repeats, self._engine)
+            time.sleep(wait)
 
 
 def _poster() -> Callable[[Callable[[], object]], object]:

@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import count
 
 import anyio
@@ -76,12 +76,9 @@ class VirtualClock:
             else:
                 self._cancelled.add(number)
 
-    def move_on_after(self, seconds: float) -> AbstractContextManager[anyio.CancelScope]:
-        """Return a scope that is cancelled when the clock has been moved so far."""
-        return self._scope(seconds)
-
     @contextmanager
-    def _scope(self, seconds: float) -> Generator[anyio.CancelScope]:
+    def move_on_after(self, seconds: float) -> Generator[anyio.CancelScope]:
+        """Return a scope that is cancelled when the clock has been moved so far."""
         handling = current.get() is not None
         with anyio.CancelScope() as scope:
             if seconds <= 0:

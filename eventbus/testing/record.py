@@ -144,8 +144,8 @@ class Record:
 
     def handled(self, handler: str) -> Seen[Any]:
         """Return what a handler has handled without an error."""
-        found = [one.message for one in self.handlings if one.handler == handler and one.ended is not None]
-        good = [one.message for one in self.handlings if one.handler == handler and _good(one)]
+        found = [one for one in self.handlings if one.handler == handler and one.ended is not None]
+        good = [one.message for one in found if one.error is None]
 
         def instead() -> str:
             if found:
@@ -228,10 +228,6 @@ class Record:
 
 def _name(message: object) -> str:
     return spec_of(type(message)).name
-
-
-def _good(one: Handling) -> bool:
-    return one.ended is not None and one.error is None
 
 
 def _shown(message: object) -> str:
