@@ -10,7 +10,6 @@ from eventbus.store import DAY, Claimed, Interest, NewEntry, Recipient, Settleme
 from eventbus.stores._sqlalchemy_lanes import Seen, go_round
 from eventbus.stores._sqlalchemy_rows import (
     CLAIMED,
-    HEADS,
     SCAN,
     SETTLED,
     Rows,
@@ -90,6 +89,7 @@ class MariaDBRows(Rows):
     clock_sql: ClassVar[str] = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000)"
     settle_sql: ClassVar[str] = SETTLE
     extend_sql: ClassVar[str] = EXTEND
+    heads_sql: ClassVar[str] = FIRST_HEADS
 
     def add(self, connection: Connection, entries: Sequence[NewEntry]) -> frozenset[str]:
         """Write entries; return the recipients that got something to do."""
@@ -179,11 +179,6 @@ class MariaDBRows(Rows):
         self.run(
             connection, ANNOUNCE + ", ".join(INTEREST.format(n=n) for n in range(len(once))) + SEEN_AGAIN, **values
         )
-
-    def first_heads(self, connection: Connection, name: str) -> int | None:
-        """Return in how many milliseconds the first of a recipient's lane heads is due."""
-        first: int | None = self.run(connection, FIRST_HEADS, name=name, scan=HEADS).scalar()
-        return first
 
     # there is an index by state, recipient, lane and time only: across recipients every row would be sorted
 

@@ -12,7 +12,6 @@ from eventbus.stores._sqlalchemy_lanes import Seen, go_round
 from eventbus.stores._sqlalchemy_link import CHANNEL
 from eventbus.stores._sqlalchemy_rows import (
     CLAIMED,
-    HEADS,
     LISTS,
     SCAN,
     SETTLED,
@@ -103,6 +102,7 @@ class PostgreSQLRows(Rows):
     find_sql: ClassVar[str] = "strpos(error, :error) > 0"
     settle_sql: ClassVar[str] = SETTLE
     extend_sql: ClassVar[str] = EXTEND
+    heads_sql: ClassVar[str] = FIRST_HEADS
     single: ClassVar[frozenset[str]] = frozenset({"add", "claim", "settle", "extend", "announce"})
 
     def __init__(self, limits: Limits, *, notify: bool) -> None:
@@ -195,11 +195,6 @@ class PostgreSQLRows(Rows):
             a_type=[one.type for one in once],
             a_ordered=[int(one.ordered) for one in once],
         )
-
-    def first_heads(self, connection: Connection, name: str) -> int | None:
-        """Return in how many milliseconds the first of a recipient's lane heads is due."""
-        first: int | None = self.run(connection, FIRST_HEADS, name=name, scan=HEADS).scalar()
-        return first
 
 
 def _alike(new: Sequence[NewEntry]) -> list[Sequence[NewEntry]]:

@@ -126,6 +126,8 @@ class Rows(ABC):
     lock_sql: ClassVar[str] = " FOR UPDATE"
     settle_sql: ClassVar[str]
     extend_sql: ClassVar[str]
+    heads_sql: ClassVar[str]
+    """How ``first_heads`` asks, where one statement can."""
     single: ClassVar[frozenset[str]] = frozenset()
     """The writing verbs that are one statement, and need no transaction around it."""
 
@@ -181,9 +183,10 @@ class Rows(ABC):
     def write_interests(self, connection: Connection, interests: Sequence[Interest]) -> None:
         """Write interests with the time."""
 
-    @abstractmethod
     def first_heads(self, connection: Connection, name: str) -> int | None:
         """Return in how many milliseconds the first of a recipient's lane heads is due."""
+        first: int | None = self.run(connection, self.heads_sql, name=name, scan=HEADS).scalar()
+        return first
 
     def full(self, connection: Connection) -> list[str]:
         """Return the silent recipients whose ceiling is reached."""
