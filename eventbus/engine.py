@@ -62,7 +62,8 @@ class Engine:
         self.broadcast = None if carrier is None else Broadcast(registry, carrier, runtime, self.live)
         """What carries live events across processes, if anything does."""
         self.entries = Entries(registry, self.links, self.wake, self._spawn)
-        around = Surroundings(bus, runtime, self.entries.transaction, self.entries.flush_open, self._follow)
+        entries = self.entries
+        around = Surroundings(bus, runtime, entries.transaction, entries.unit, entries.flush_open, self._follow)
         self.dispatch = Dispatch(registry, around, self._post, self._feed)
         self._home: tuple[EventLoopToken, int] | None = None
 

@@ -65,11 +65,6 @@ class Opening(AbstractAsyncContextManager[Transaction[Any]]):
         self._begun = False
         self._savepoint: AbstractAsyncContextManager[Level] | None = None
 
-    @property
-    def unit(self) -> Unit:
-        """Return the open transaction as the engine uses it."""
-        return self._level.unit
-
     async def __aenter__(self) -> Transaction[Any]:
         """Begin. Raises ``RuntimeError`` the second time."""
         if self._begun:
@@ -220,6 +215,13 @@ class Entries:
                 log.warning("after a commit: %s", error)
                 failed.append(error)
         return failed
+
+    def unit(self) -> Unit:
+        """Return the open transaction as the store has it. Raises ``LookupError`` if there is none."""
+        level = self.open.get()
+        if level is None:
+            raise LookupError("no transaction is open")
+        return level.unit
 
     async def flush_open(self) -> None:
         """Write what was published in the open transaction so far."""

@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
-from types import TracebackType
 from typing import Any, Protocol, cast
 
 import anyio
@@ -44,33 +44,16 @@ class Claim(Protocol):
         ...
 
 
-class Opening(Protocol):
-    """Be a transaction to enter."""
-
-    @property
-    def unit(self) -> Unit:
-        """Return the open transaction as the engine uses it."""
-        ...
-
-    async def __aenter__(self) -> Transaction[Any]:
-        """Begin."""
-        ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> bool | None:
-        """Commit, or roll back after an error."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """Hold what an invoker needs from the bus around it."""
 
     bus: object
     runtime: Runtime
-    transaction: Callable[[], "Opening"]
+    transaction: Callable[[], AbstractAsyncContextManager[Transaction[Any]]]
     """Opens a transaction, or joins the open one by a savepoint."""
+    unit: Callable[[], Unit]
+    """Returns the open transaction as the store has it."""
     flush: Callable[[], Awaitable[None]]
     """Writes what was published in a transaction so far."""
     follow: Callable[[Iterable[object]], Awaitable[None]]
@@ -195,9 +178,8 @@ def _in_transaction(handle: Callable[[Context, Frame], Awaitable[Any]], around: 
         settled: Transaction[Any] | None = None
         handling = False
         try:
-            opening = around.transaction()
-            async with opening as transaction:
-                unit = opening.unit
+            async with around.transaction() as transaction:
+                unit = around.unit()
                 if claim is not None and not await claim.lock(unit):
                     raise SettleError("the lease was lost before the handler started")
                 opened, handling = Frame(ctx, around.bus, transaction), True
