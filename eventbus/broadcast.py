@@ -14,12 +14,12 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
+from eventbus._signal import Signal
 from eventbus.clock import Runtime
 from eventbus.context import Identity, Seed, origin_of
 from eventbus.entries import unwrap, wrap
 from eventbus.envelope import Envelope
 from eventbus.errors import DecodeError, EventBusError, Lost, PublishError, TransportError, WrongLoopError
-from eventbus.lanes import Signal
 from eventbus.link import Backoff, Link
 from eventbus.live import Live
 from eventbus.registry import Registry

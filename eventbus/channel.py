@@ -17,10 +17,11 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
+from eventbus._signal import Signal
 from eventbus.clock import Runtime
 from eventbus.delivery import Cut, Postponed, Verdict
 from eventbus.errors import EventBusError
-from eventbus.lanes import Held, Lanes, Signal
+from eventbus.lanes import Held, Lanes
 from eventbus.link import Backoff, Progress
 from eventbus.retry import Again
 from eventbus.transport import Delivery, Subscription

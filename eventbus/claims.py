@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import anyio
 
+from eventbus._signal import Signal
 from eventbus.clock import Runtime
 from eventbus.delivery import Done, Gone, Postponed, Verdict
 from eventbus.errors import SettleError, StoreError
-from eventbus.lanes import Signal
 from eventbus.ledger import Answer, Ledger
 from eventbus.link import Progress
 from eventbus.retry import Again, Dead

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import anyio
 from anyio.lowlevel import checkpoint
 
+from eventbus._signal import Signal
 from eventbus.clock import Runtime
 from eventbus.errors import StoreError
-from eventbus.lanes import Signal
 from eventbus.limits import Limits
 from eventbus.store import Backlog, Settlement, Store
 

@@ -7,8 +7,8 @@ from typing import Generic, Literal, TypeVar
 
 from anyio.lowlevel import current_token
 
+from eventbus._signal import Signal
 from eventbus.errors import Lost, SlowConsumerError, WrongLoopError
-from eventbus.lanes import Signal
 
 __all__ = ("Gap", "Live", "Stream")
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import anyio
 
+from eventbus._signal import Signal
 from eventbus.channel import Channel, Source
 from eventbus.clock import Runtime
-from eventbus.lanes import Signal
 from eventbus.limits import Limits
 
 __all__ = ("Worker",)

@@ -17,6 +17,7 @@ GROUND = (
     "errors",
     "_extras",
     "_urls",
+    "_signal",
     "limits",
     "clock",
     "message",
@@ -25,7 +26,7 @@ GROUND = (
     "cloudevents",
     "context",
 )
-PROMISES = ("codec", "middleware", "transport", "store")
+PROMISES = ("codec", "middleware", "transport", "store", "_mailbox")
 ENGINE = (
     *(
         "retry",

@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from eventbus.lanes import Held, Lanes, Signal
+from eventbus._signal import Signal
+from eventbus.lanes import Held, Lanes
 from eventbus.transport import Delivery
 from tests.doubles import Letter
 

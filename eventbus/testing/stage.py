@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from eventbus.lanes import Signal
+from eventbus._signal import Signal
 
 resource: Any
 try:

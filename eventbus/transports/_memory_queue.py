@@ -17,6 +17,7 @@ from operator import attrgetter
 import anyio
 from anyio.lowlevel import checkpoint
 
+from eventbus._signal import Signal
 from eventbus.clock import Clock
 from eventbus.errors import Lost, QueueFullError, SettleError
 from eventbus.limits import Limits
@@ -118,15 +119,15 @@ class Queue:
     dead: int = 0
     heirs: list["Reader"] = field(default_factory=list["Reader"])
     """Open ordered subscriptions, of which only the first receives."""
-    waiting: dict[anyio.Event, None] = field(default_factory=dict[anyio.Event, None])
+    news: Signal = field(default_factory=Signal)
+    """Has all receivers look again, so that none relies on another that is cancelled meanwhile."""
 
     def append(self, wires: Sequence[Wire]) -> None:
         """Add new wires at the end."""
         for wire in wires:
             self.ready.append(Copy(self, wire, next(self.shelf.places), 0))
         self.size += len(wires)
-        if self.waiting:
-            self.wake()
+        self.news.fire()
 
     def restore(self, copy: "Copy") -> None:
         """Put a copy back at its place, which is nearly always the first."""
@@ -134,7 +135,7 @@ class Queue:
             self.ready.appendleft(copy)
         else:
             self.ready.insert(bisect(self.ready, copy.place, key=attrgetter("place")), copy)
-        self.wake()
+        self.news.fire()
 
     def stalled(self) -> int:
         """Count what is ready and has to wait until some of the dead are replayed or discarded."""
@@ -145,14 +146,8 @@ class Queue:
         """Let publishers and receivers go on, now that something was settled."""
         if self.topic.line:
             self.topic.feed()
-        if self.waiting and self.ready:
-            self.wake()
-
-    def wake(self) -> None:
-        """Let all receivers look again, so that none relies on another that is cancelled meanwhile."""
-        waiting, self.waiting = self.waiting, {}
-        for event in waiting:
-            event.set()
+        if self.ready:
+            self.news.fire()
 
 
 @dataclass(slots=True, eq=False)
@@ -292,17 +287,12 @@ class Reader:
                 self.open.add(copy)
                 queue.held += 1
                 return copy
-            event = anyio.Event()
-            queue.waiting[event] = None
-            try:
-                await event.wait()
-            finally:
-                queue.waiting.pop(event, None)
+            await queue.news.wait()
 
     async def stop(self) -> None:
         """Take no more in; what nobody received stays in the queue."""
         self.stopped = True
-        self.queue.wake()
+        self.queue.news.fire()
 
     def lose(self, why: str) -> None:
         """End the subscription: what is unsettled goes back to its place, or is dropped if it was broadcast."""
@@ -320,4 +310,4 @@ class Reader:
             for copy in sorted(self.open, key=attrgetter("place"), reverse=True):
                 queue.restore(copy.again(copy.attempt))
         self.open.clear()
-        queue.wake()
+        queue.news.fire()

@@ -3,13 +3,10 @@
 import asyncio
 import json
 from base64 import b64decode, b64encode
-from collections import deque
 from hashlib import sha256
 
-import anyio
-
-from eventbus.errors import Lost
-from eventbus.transport import Delivery, Wire
+from eventbus._mailbox import Mailbox
+from eventbus.transport import Wire
 
 __all__ = ("Ear", "frame", "short", "unframe")
 
@@ -63,58 +60,15 @@ def unframe(payload: str) -> Wire:
         return Wire("", payload.encode())
 
 
-class Heard:
-    """Be one message; all verbs do nothing, since the server has forgotten it."""
-
-    attempt = 0
-
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-
-    async def ack(self, *_: object, **__: object) -> None:
-        """Do nothing."""
-
-    retry = reject = extend = ack
-
-
-class Ear:
-    """Be a subscription to a channel, with a bounded buffer."""
+class Ear(Mailbox):
+    """Be a subscription to a channel."""
 
     def __init__(self, limit: int) -> None:
+        super().__init__(limit)
         self.opened = asyncio.Event()
         """Set when it hears, or never will."""
-        self.stopped = False
-        self._limit, self._lost = limit, ""
-        self._buffer: deque[Heard] = deque()
-        self._news = asyncio.Event()
-
-    async def receive(self) -> Delivery:
-        """Return the next message."""
-        while not self._lost:
-            if self.stopped:
-                raise anyio.EndOfStream
-            if self._buffer:
-                return self._buffer.popleft()
-            self._news.clear()
-            await self._news.wait()
-        raise Lost(self._lost)
-
-    async def stop(self) -> None:
-        """Take no more in."""
-        self.stopped = True
-        self._news.set()
-
-    def hear(self, wire: Wire) -> None:
-        """Take a message in, or end it where too many wait."""
-        if len(self._buffer) >= self._limit:
-            self.lose(f"the subscriber fell more than {self._limit} messages behind")
-        elif not self.stopped and not self._lost:
-            self._buffer.append(Heard(wire))
-            self._news.set()
 
     def lose(self, why: str) -> None:
-        """End it."""
-        self._lost = self._lost or why
-        self._buffer.clear()
-        self._news.set()
+        """End it, also for who waits until it hears."""
+        super().lose(why)
         self.opened.set()

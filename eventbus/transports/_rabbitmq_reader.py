@@ -1,14 +1,12 @@
 """Read one queue: a channel whose prefetch is RabbitMQ's own, and settlements that leave together."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
+from eventbus._mailbox import Mailbox
 from eventbus.errors import Lost, Refused, SettleError
-from eventbus.transport import Delivery, Wire
+from eventbus.transport import Wire
 from eventbus.transports._rabbitmq_client import aiormq, when_closed, write
 from eventbus.transports._rabbitmq_line import Line
 from eventbus.transports._rabbitmq_names import dead_queue, queue_of
@@ -19,20 +17,17 @@ if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
 
 
-class Reader:
+class Reader(Mailbox):
     """Be a subscription; with ``group`` None to everything that is published from now on."""
 
     def __init__(self, line: Line, topic: str, group: str | None, prefetch: int, ordered: bool) -> None:
+        super().__init__()
         self.line = line
         self.topic = topic
         self.queue = "" if group is None else queue_of(topic, group)
-        self.over: str | None = None
         self._group = group
         self._prefetch = prefetch
         self._ordered = ordered
-        self._buffer: deque[Delivery] = deque()
-        self._news = asyncio.Event()
-        self._stopped = False
         self._channel: Channel | None = None
         self._tag = ""
         self._unsettled: dict[int, None] = {}
@@ -72,54 +67,32 @@ class Reader:
 
     def lose(self, why: str) -> None:
         """End the subscription: what is buffered is RabbitMQ's again."""
-        if self.over is None:
-            self.over = why
-            self._buffer.clear()
-            self._news.set()
+        super().lose(why)
         self.line.ends.pop(self.lose, None)
 
     async def _arrive(self, message: "DeliveredMessage") -> None:
         tag = message.delivery_tag
-        if tag is None or self.over is not None:
+        if tag is None or self.lost:
             return
         wire, before = from_amqp(message)
         self._unsettled[tag] = None
-        self.offer(RabbitDelivery(self, tag, wire, before + 1))
-
-    def offer(self, delivery: Delivery) -> None:
-        """Put a delivery where ``receive`` finds it."""
-        if self.over is None:
-            self._buffer.append(delivery)
-            self._news.set()
-
-    async def receive(self) -> Delivery:
-        """Return the next delivery. Raises ``Lost``, and ``anyio.EndOfStream`` after ``stop()``."""
-        while True:
-            if self.over is not None:
-                raise Lost(self.over)
-            if self._buffer:
-                return self._buffer.popleft()
-            if self._stopped:
-                raise anyio.EndOfStream
-            self._news.clear()
-            await self._news.wait()
+        self.put(RabbitDelivery(self, tag, wire, before + 1))
 
     async def stop(self) -> None:
         """Stop consuming; settling still works."""
-        if self._stopped or self.over is not None:
+        if self.stopped or self.lost:
             return
         await self.line.own(self._stop())
 
     async def _stop(self) -> None:
         channel = self._channel
-        if channel is None or self.over is not None:
+        if channel is None or self.lost:
             return
         try:
             await channel.basic_cancel(self._tag, timeout=self.line.address.timeout)
         except Exception as error:
             raise self.line.explain(error) from error
-        self._stopped = True
-        self._news.set()
+        self.end()
 
     async def leave(self) -> None:
         """Write what was settled, and close the channel: RabbitMQ delivers the rest to others."""
@@ -198,7 +171,7 @@ class Reader:
 
     def later(self, after: float, work: Callable[[], None]) -> None:
         """Do something in so many seconds, unless the subscription has ended by then."""
-        asyncio.get_running_loop().call_later(after, lambda: None if self.over is not None else work())
+        asyncio.get_running_loop().call_later(after, lambda: None if self.lost else work())
 
 
 class RabbitDelivery:
@@ -216,8 +189,8 @@ class RabbitDelivery:
     def _is_first(self) -> bool:
         if self._settled:
             return False
-        if self._reader.over is not None:
-            raise SettleError(f"message {self.wire.id} went back to its queue: {self._reader.over}")
+        if self._reader.lost:
+            raise SettleError(f"message {self.wire.id} went back to its queue: {self._reader.lost}")
         self._settled = True
         return True
 

@@ -2,6 +2,7 @@
 
 import math
 
+from eventbus._mailbox import Presettled
 from eventbus.errors import Lost
 from eventbus.transport import Wire
 from eventbus.transports._redis_entry import decode, unframe
@@ -14,24 +15,18 @@ __all__ = ("ChannelListener", "StreamListener")
 class Heard:
     """Be one delivery to a listener: any verb that settles it makes room for the next."""
 
-    __slots__ = ("attempt", "reader", "wire")
+    __slots__ = ("reader", "wire")
+    attempt = 1
 
-    def __init__(self, reader: "StreamListener | ChannelListener", wire: Wire, attempt: int) -> None:
+    def __init__(self, reader: "StreamListener", wire: Wire) -> None:
         self.reader = reader
         self.wire = wire
-        self.attempt = attempt
 
-    async def ack(self) -> None:
+    async def ack(self, *_: object, **__: object) -> None:
         """Drop it."""
         self.reader.drop(self)
 
-    async def retry(self, after: float) -> None:
-        """Drop it."""
-        self.reader.drop(self)
-
-    async def reject(self, reason: str) -> None:
-        """Drop it."""
-        self.reader.drop(self)
+    retry = reject = ack
 
     async def extend(self) -> None:
         """Need no lease."""
@@ -67,7 +62,7 @@ class StreamListener(Reader):
             raise Lost(f"reading {self.stream!r}: {why}")
         for entry, flat in found[0][1] if found else ():
             self._last = entry
-            heard = Heard(self, decode(entry, flat), 1)
+            heard = Heard(self, decode(entry, flat))
             self._held.add(heard)
             self.admit(heard)
 
@@ -105,7 +100,4 @@ class ChannelListener(Reader):
         if message[0] == b"message":
             if len(self.buffer) >= self._most:
                 raise Lost(f"this listener to {self.stream!r} fell more than {self._most} messages behind")
-            self.admit(Heard(self, unframe(message[2]), 0))
-
-    def drop(self, heard: Heard) -> None:
-        """Need nothing: nothing is counted."""
+            self.admit(Presettled(unframe(message[2])))

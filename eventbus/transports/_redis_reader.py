@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import TaskGroup
 
+from eventbus._signal import Signal
 from eventbus.errors import Lost, TransportError
 from eventbus.transport import Delivery
 from eventbus.transports._redis_link import Address, Line, Session
@@ -40,7 +41,7 @@ class Reader:
         self.stopping = False
         self.over = asyncio.Event()
         """Set when it was left or lost."""
-        self._news = asyncio.Event()
+        self._news = Signal()
         self._room = asyncio.Event()
 
     async def receive(self) -> Delivery:
@@ -66,7 +67,7 @@ class Reader:
         self.stopping = True
         self.over.set()
         self.settled()
-        self._wake()
+        self._news.fire()
 
     def leave(self, why: str) -> None:
         """End it for good."""
@@ -88,7 +89,7 @@ class Reader:
             while not self.stopping:
                 await self.step(session)
             self.ended.set()
-            self._wake()
+            self._news.fire()
             await self.linger(session)
             why = ""
         except TransportError as error:
@@ -107,7 +108,7 @@ class Reader:
             if self.error is not None:
                 self.farewell()
             self.ended.set()
-            self._wake()
+            self._news.fire()
             await session.close()
 
     async def begin(self, session: Session) -> None:
@@ -126,7 +127,7 @@ class Reader:
     def admit(self, delivery: Delivery) -> None:
         """Put a delivery into the buffer."""
         self.buffer.append(delivery)
-        self._wake()
+        self._news.fire()
 
     def settled(self) -> None:
         """Note that there may be room."""
@@ -138,10 +139,6 @@ class Reader:
         if not self.stopping:
             with anyio.move_on_after(seconds):
                 await self._room.wait()
-
-    def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
 
 
 class Hub:

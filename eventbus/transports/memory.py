@@ -182,7 +182,7 @@ class MemoryTransport:
         """Forget chosen dead messages; return how many."""
         copies = self._shelf.exhume(chosen)
         for copy in copies:
-            copy.queue.wake()
+            copy.queue.news.fire()
         return len(copies)
 
     async def _wait(self, topic: Topic, wires: Sequence[Wire]) -> int:

@@ -12,6 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from eventbus._extras import require
+from eventbus._mailbox import Presettled
 from eventbus._urls import options_of, split_url
 from eventbus.errors import Lost, PublishError, Refused, TransportError
 from eventbus.limits import Limits
@@ -224,7 +225,7 @@ class PostgreSQLNotifyTransport:
                     due = anyio.current_time() + PING
                 async for note in connection.notifies(timeout=0 if channel else PULSE, stop_after=1):
                     for each in self._ears.get(note.channel, ()):
-                        each.hear(unframe(note.payload))
+                        each.put(Presettled(unframe(note.payload)))
                 if ear is not None and not ear.stopped:  # only now: what has come so far was there before it
                     self._ears[channel].add(ear)
                     ear.opened.set()
