@@ -14,6 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
+from eventbus._loop import here
 from eventbus._signal import Signal
 from eventbus.clock import Runtime
 from eventbus.context import Identity, Seed, origin_of
@@ -121,11 +122,7 @@ class Broadcast:
 
         Raises ``WrongLoopError`` outside the event loop of the bus, which could not be woken.
         """
-        try:
-            here = current_token()
-        except RuntimeError:
-            here = None
-        if here != self._home:
+        if here() != self._home:
             raise WrongLoopError("publishing an event that live= carries", "another event loop or thread")
         topic, most = self.topics[type(seed[0])], self.registry.wiring.limits.queue
         self._counts[topic] += 1

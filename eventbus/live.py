@@ -7,6 +7,7 @@ from typing import Generic, Literal, TypeVar
 
 from anyio.lowlevel import current_token
 
+from eventbus._loop import here
 from eventbus._signal import Signal
 from eventbus.errors import Lost, SlowConsumerError, WrongLoopError
 
@@ -86,11 +87,7 @@ class Stream(Generic[E]):
         """
         if self._ended:
             return
-        try:
-            here = current_token()
-        except RuntimeError:
-            here = None
-        if here != self._home:
+        if here() != self._home:
             raise WrongLoopError("publishing an event that a live stream follows", "another event loop or thread")
         self._append(event)
 

@@ -17,6 +17,7 @@ GROUND = (
     "errors",
     "_extras",
     "_urls",
+    "_loop",
     "_signal",
     "limits",
     "clock",

@@ -77,7 +77,7 @@ class Link(Protocol):
         """Run a step on a session to its end, though who asked for it is cancelled; one after another."""
         ...
 
-    def post(self, what: Callable[[], object]) -> None:
+    def post(self, what: Callable[[], object], /) -> None:
         """Have something called in the event loop, from whatever thread a session was committed in."""
         ...
 

@@ -1,6 +1,5 @@
 """Reach the database through a plain ``Engine``: every call in a thread that the store owns."""
 
-import contextlib
 import os
 import threading
 import time
@@ -12,10 +11,10 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import current_token
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from eventbus._loop import poster
 from eventbus.errors import StoreError, WrongLoopError
 from eventbus.stores._sqlalchemy_link import CHANNEL, Work, needs_level, pause, work_on
 
@@ -42,13 +41,13 @@ class ThreadLink:
         self.level = False
         self._threads: ThreadPoolExecutor | None = None
         self._closing = threading.Event()
-        self._post: Callable[[Callable[[], object]], object]
+        self.post: Callable[[Callable[[], object]], None]
         self._home = 0
 
     async def open(self) -> None:
         self._closing.clear()
         self._threads = ThreadPoolExecutor(THREADS, "eventbus")
-        self._post = _poster()
+        self.post = poster()
         self._home = os.getpid()
         self.level = await self.call(needs_level, single=False)
 
@@ -96,10 +95,6 @@ class ThreadLink:
         await over.wait()
         return future.result()
 
-    def post(self, what: Callable[[], object]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is over, nobody waits
-            self._post(what)
-
     async def hear(self, wake: Callable[[], None]) -> None:
         over = threading.Event()
 
@@ -145,11 +140,3 @@ class ThreadLink:
             except Exception as error:
                 wait = pause(error, attempt, repeats, self._engine)
             time.sleep(wait)
-
-
-def _poster() -> Callable[[Callable[[], object]], object]:
-    """Return how another thread has something called in this event loop without waiting for it."""
-    token: Any = current_token()
-    native = getattr(token, "native_token", token)  # anyio before 4.11 hands out the loop's own
-    trios: Callable[[Callable[[], object]], object] | None = getattr(native, "run_sync_soon", None)
-    return native.call_soon_threadsafe if trios is None else trios

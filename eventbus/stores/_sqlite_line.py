@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import anyio
-from anyio.lowlevel import current_token
 
+from eventbus._loop import poster
 from eventbus.errors import StoreError, WrongLoopError
 from eventbus.stores._sqlite_file import File, is_busy
 from eventbus.stores._sqlite_rows import Rows
@@ -137,7 +137,7 @@ class Line:
         self._lock = threading.Lock()
         self._filling: Group | None = None
         """The group at the end of the queue, unless the thread has taken it."""
-        self._post = _poster()
+        self._tell = poster()
         self._home = (os.getpid(), threading.get_ident())
         self._holds: set[Hold] = set()
         self._closed = anyio.Event()
@@ -321,15 +321,3 @@ class Line:
     def _fail(self, jobs: Sequence[Job], error: BaseException) -> None:
         for job in jobs:
             job.error = self._file.name(error)
-
-    def _tell(self, what: Callable[[], object]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is over, nobody waits
-            self._post(what)
-
-
-def _poster() -> Callable[[Callable[[], object]], object]:
-    """Return how another thread has something called in this event loop without waiting for it."""
-    token: Any = current_token()
-    native = getattr(token, "native_token", token)  # anyio before 4.11 hands out the loop's own
-    trios: Callable[[Callable[[], object]], object] | None = getattr(native, "run_sync_soon", None)
-    return native.call_soon_threadsafe if trios is None else trios

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import TaskGroup
 
+from eventbus._loop import check_opening
 from eventbus._signal import Signal
 from eventbus.errors import Lost, TransportError
 from eventbus.transport import Delivery
@@ -159,13 +160,8 @@ class Hub:
 
     async def open(self) -> None:
         """Open the line on which everything but reading goes; the task that opens it also closes it."""
-        if self._tasks is not None:
-            raise TransportError(f"the transport to {self.address} is open already")
-        try:
-            line = Line(self.address)
-        except RuntimeError as error:
-            raise TransportError(f"the transport to {self.address} runs on asyncio only") from error
-        tasks = anyio.create_task_group()
+        check_opening(f"the transport to {self.address}", is_open=self._tasks is not None)
+        line, tasks = Line(self.address), anyio.create_task_group()
         self._line, self._tasks = line, await tasks.__aenter__()
         tasks.start_soon(self._run, line, name=f"eventbus line to {self.address}")
         try:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
-from eventbus.errors import Lost, PublishError, TransportError
+from eventbus._loop import check_opening
+from eventbus.errors import Lost, PublishError
 from eventbus.limits import Limits
 from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch
 from eventbus.transports._kafka_cluster import Cluster, Discretion, aiokafka, dead_topic, failure, group_id, topic_name
@@ -80,12 +81,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
 
     async def __aenter__(self) -> Self:
         """Make the first contact. Raises ``Lost`` with the reason if the cluster is away or does not let us in."""
-        if not self._closed:
-            raise TransportError("the kafka transport is open already")
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError as error:
-            raise TransportError("kafka:// runs on asyncio, and this event loop is trio's") from error
+        check_opening("the kafka transport", is_open=not self._closed)
         CLIENT_LOG.addFilter(self._discretion)
         opening = self._tasks.start(self._open(), "opening")
         try:

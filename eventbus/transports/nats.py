@@ -12,6 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from eventbus._extras import require
+from eventbus._loop import check_opening
 from eventbus.errors import Lost, PublishError, Refused, TransportError
 from eventbus.limits import Limits
 from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch
@@ -56,12 +57,7 @@ class Hull:
 
     async def open(self) -> Line:
         """Connect. Raises ``Lost`` or ``Refused``."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise TransportError("NATS transports run on asyncio only, and this is another event loop") from None
-        if self._line is not None:
-            raise TransportError("the NATS transport is open already")
+        check_opening("the NATS transport", is_open=self._line is not None)
         tasks = await anyio.create_task_group().__aenter__()
         line = Line(self.address, tasks)
         try:

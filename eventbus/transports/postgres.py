@@ -12,9 +12,10 @@ import anyio
 from anyio.abc import TaskGroup
 
 from eventbus._extras import require
+from eventbus._loop import check_opening
 from eventbus._mailbox import Presettled
 from eventbus._urls import options_of, split_url
-from eventbus.errors import Lost, PublishError, Refused, TransportError
+from eventbus.errors import Lost, PublishError, Refused
 from eventbus.limits import Limits
 from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch
 from eventbus.transports._postgres_ear import Ear, frame, short, unframe
@@ -82,12 +83,7 @@ class PostgreSQLNotifyTransport:
 
     async def __aenter__(self) -> Self:
         """Connect. Raises ``Lost`` if nobody answers, and ``Refused`` if the server does not let us in."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise TransportError("postgresql+notify:// runs on asyncio only, and this is another event loop") from None
-        if self._tasks is not None:
-            raise TransportError(f"the transport to {self} is open already")
+        check_opening(f"the transport to {self}", is_open=self._tasks is not None)
         self._ears, self._orders = defaultdict(set), deque()
         self._tasks = await anyio.create_task_group().__aenter__()
         try:

@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager
 from typing import Self
 from urllib.parse import SplitResult, quote
 
+from eventbus._loop import check_opening
 from eventbus._urls import options_of, split_url
-from eventbus.errors import Lost, PublishError, Refused, TransportError
+from eventbus.errors import Lost, PublishError, Refused
 from eventbus.limits import Limits
 from eventbus.transport import Capabilities, Subscription, Wire
 from eventbus.transports._rabbitmq_line import Address, Line
@@ -62,12 +63,7 @@ class RabbitMQTransport:
 
     async def __aenter__(self) -> Self:
         """Connect. Raises ``Lost`` if RabbitMQ is away, and ``WiringError`` if it refuses the user."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise TransportError(f"{self!r} runs on asyncio, and this event loop is another one's") from None
-        if self._line is not None:
-            raise TransportError(f"{self!r} is open already")
+        check_opening(repr(self), is_open=self._line is not None)
         line = self._line = Line(self._address)
         try:
             await line.open()

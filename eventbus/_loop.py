@@ -1,0 +1,42 @@
+"""Tell which event loop runs here, and reach it from other threads."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from anyio.lowlevel import EventLoopToken, current_token
+
+from eventbus.errors import TransportError
+
+__all__ = ("check_opening", "here", "poster")
+
+
+def here() -> EventLoopToken | None:
+    """Return the event loop of the caller, or None outside of all."""
+    try:
+        return current_token()
+    except RuntimeError:
+        return None
+
+
+def check_opening(name: str, *, is_open: bool) -> None:
+    """Raise ``TransportError`` where a transport that needs asyncio cannot be opened: elsewhere, or once more."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise TransportError(f"{name} runs on asyncio only, and this is another event loop") from None
+    if is_open:
+        raise TransportError(f"{name} is open already")
+
+
+def poster() -> Callable[[Callable[[], object]], None]:
+    """Return how another thread has something called in this event loop, without waiting for it."""
+    native: Any = current_token().native_token
+    call = native.run_sync_soon if hasattr(native, "run_sync_soon") else native.call_soon_threadsafe
+
+    def post(what: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is over, nobody waits
+            call(what)
+
+    return post
