@@ -24,6 +24,7 @@ import trio.testing
 from eventbus._commands import _paced
 from eventbus._screen import progress
 from eventbus.cli import main, parser
+from tests.programs import Program
 from tests.servers.server import Server
 
 ROOT = Path(__file__).parents[1]
@@ -153,38 +154,16 @@ def until(true: Callable[[], Any], seconds: float = 30.0) -> Any:
     raise AssertionError("it did not become true")
 
 
-class Worker:
-    """Be a running worker."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process = process
-        self._log = log
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def says(self, pattern: str) -> list[str]:
-        return until(lambda: re.findall(pattern, self.log))
-
-    def end(self, *signals: int, seconds: float = 30.0) -> int:
-        for number in signals:
-            self.process.send_signal(number)
-        return self.process.wait(seconds)
-
-
 @contextmanager
-def worker(place: Path, *words: str) -> Iterator[Worker]:
+def worker(place: Path, *words: str) -> Iterator[Program]:
     """Start a worker, and see that it is gone at the end."""
     log = place / f"log {time.monotonic()}"
-    with log.open("wb") as file:
-        command = [sys.executable, "-m", "eventbus.cli", "worker", *words]
-        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=place, env=environment())
+    program = Program("-m", "eventbus.cli", "worker", *words, place=place, log=log, env=environment())
     try:
-        yield Worker(process, log)
+        yield program
     finally:
-        process.kill()
-        process.wait()
+        program.process.kill()
+        program.process.wait()
 
 
 def waiting(place: Path) -> int:
@@ -578,10 +557,10 @@ def test_killed_process_is_replaced(place: Path) -> None:
     """One of two processes that is killed with -9 is started again, and nothing is lost."""
     python(place, "-c", PLACE, "40", "1")
     with worker(place, "--processes", "2", "--alive", "alive", SHOP) as crew:
-        first, _ = until(lambda: (found := re.findall(r"worker (\d+) runs", crew.log))[1:] and found)
+        first, _ = crew.says(r"worker (\d+) runs", 2)
         until(lambda: rows(place, "SELECT count(*) FROM stock") > [(0,)])
         os.kill(int(first), signal.SIGKILL)
-        until(lambda: len(re.findall(r"worker (\d+) runs", crew.log)) == 3)
+        crew.says(r"worker (\d+) runs", 3)
         until(lambda: waiting(place) == 0)
         assert {file.name for file in place.glob("alive*")} == {"alive.0", "alive.1"}
         assert crew.end(signal.SIGTERM) == 0
@@ -592,7 +571,7 @@ def test_killed_process_is_replaced(place: Path) -> None:
 def test_processes_end_with_their_parent(place: Path) -> None:
     """Worker processes whose parent was killed with -9 end by themselves."""
     with worker(place, "--processes", "2", SHOP) as crew:
-        children = until(lambda: (found := re.findall(r"worker (\d+) runs", crew.log))[1:] and found)
+        children = crew.says(r"worker (\d+) runs", 2)
         crew.end(signal.SIGKILL)
         until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
@@ -614,7 +593,7 @@ def test_reload(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         one.says("sleeps")
         touch(application, SLOW.replace("anyio.sleep(60)", "anyio.sleep(2)"))
         one.says("slow.py changed: all workers drain and start anew")
-        until(lambda: len(re.findall(r"worker (\d+) runs", one.log)) == 2)
+        one.says(r"worker (\d+) runs", 2)
         drained = re.search("(?s)changed.*drains.*is gone.*runs", one.log)
         assert drained is not None, one.log
         entries = rows(place, "SELECT failures, state FROM eventbus_entry WHERE recipient LIKE '%sleep'", "slow.db")
@@ -625,7 +604,7 @@ def test_reload(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         touch(place / ".venv" / "other.py", "")
         touch(place / "notes.txt", "")
         touch(application, SLOW)
-        until(lambda: len(re.findall(r"worker (\d+) runs", one.log)) == 3)
+        one.says(r"worker (\d+) runs", 3)
         assert set(re.findall(r"(\S+) changed", one.log)) == {"slow.py"}
         assert one.end(signal.SIGINT) == 0
 
@@ -634,10 +613,10 @@ def test_reload_of_another_directory(place: Path) -> None:
     """Only the directories that were named are looked at, and all processes start anew."""
     (place / "library").mkdir()
     with worker(place, "--processes", "2", "--reload-dir", "library", "--only", "slow", "slow:bus") as crew:
-        until(lambda: len(re.findall(r"worker (\d+) runs", crew.log)) == 2)
+        crew.says(r"worker (\d+) runs", 2)
         touch(place / "slow.py", SLOW)
         touch(place / "library" / "new.py", "")
-        until(lambda: len(re.findall(r"worker (\d+) runs", crew.log)) == 4)
+        crew.says(r"worker (\d+) runs", 4)
         assert re.findall(r"(\S+) changed", crew.log) == ["library/new.py"]
         assert crew.end(signal.SIGTERM) == 0
 

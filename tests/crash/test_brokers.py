@@ -20,6 +20,7 @@ from tests.crash.child import main
 from tests.crash.family import FORKS
 from tests.crash.site import until
 from tests.crash.worker import SLOTS, Work, made_by, play
+from tests.servers.rabbitmq import AGE
 from tests.servers.server import Server, wait_until
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
@@ -28,8 +29,6 @@ OUTAGE = float(os.environ.get("EVENTBUS_OUTAGE", "5"))
 """Seconds that a broker is down; 120 where there is time."""
 BROKERS = ("redis", "nats", "rabbitmq", "kafka")
 PATIENCE = 60.0
-AGE = 2.0
-"""Seconds after which also RabbitMQ 3.10 keeps a queue through a kill."""
 
 
 @pytest.fixture(params=BROKERS)

@@ -1,10 +1,7 @@
 """Prove what an operator relies on: drains under load, killed processes, servers that reload and that fork."""
 
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +14,7 @@ import pytest
 from eventbus import EventBus, Module
 from tests.crash.served import LINGERING, SLOTS, Made, make
 from tests.crash.site import Ledger, Site
+from tests.programs import Program
 from tests.servers.server import HOST, free_port, wait_until
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(900)]
@@ -43,53 +41,22 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
     return site
 
 
-class Running:
-    """Be a program that runs, with its log."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process = process
-        self._log = log
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def says(self, pattern: str, times: int = 1, seconds: float = 60.0) -> list[str]:
-        """Wait until it has said something so often; return what was found."""
-        wait_until(lambda: self.process.poll() is not None or self._count(pattern) >= times, seconds, lambda: self.log)
-        found = re.findall(pattern, self.log)
-        assert len(found) >= times, self.log
-        return found
-
-    def end(self, number: int = signal.SIGTERM, seconds: float = 60.0) -> int:
-        """End it and return its exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(seconds)
-
-    def _count(self, pattern: str) -> int:
-        return len(re.findall(pattern, self.log))
-
-
-Start = Callable[..., Running]
+Start = Callable[..., Program]
 
 
 @pytest.fixture
 def start(place: Site) -> Iterator[Start]:
     """Return what starts a Python program at the place; its processes are gone at the end."""
-    programs: list[Running] = []
+    programs: list[Program] = []
 
-    def start(*words: str, **environment: object) -> Running:
+    def start(*words: str, **environment: object) -> Program:
         log = place.directory / f"log {len(programs)}"
         told = {f"SERVED_{name.upper()}": str(value) for name, value in environment.items()}
         kept = {name: value for name, value in os.environ.items() if name != "EVENTBUS_CONFIG"}
         paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(place.directory)]), "PYTHONUNBUFFERED": "1"}
         where = {"SERVED_STORE": place.store, "SERVED_DIRECTORY": str(place.directory)}
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, *words], stdout=file, stderr=file, cwd=place.directory,
-                env=kept | paths | where | told, start_new_session=True,
-            )  # fmt: skip
-        programs.append(Running(process, log))
+        env = kept | paths | where | told
+        programs.append(Program(*words, place=place.directory, log=log, env=env, start_new_session=True))
         return programs[-1]
 
     yield start
@@ -99,7 +66,7 @@ def start(place: Site) -> Iterator[Start]:
         one.process.wait(10)
 
 
-def worker(start: Start, *words: str, **environment: object) -> Running:
+def worker(start: Start, *words: str, **environment: object) -> Program:
     return start("-m", "eventbus.cli", "worker", *words, "tests.crash.served:bus", **environment)
 
 
@@ -185,7 +152,7 @@ def test_killed_among_four(place: Site, start: Start, touches: int) -> None:
 
 
 @contextmanager
-def serving(start: Start, *words: str) -> Iterator[tuple[Running, str]]:
+def serving(start: Start, *words: str) -> Iterator[tuple[Program, str]]:
     """Start a server and yield it with its address; ``{}`` in its words is the port."""
     port = free_port()
     server = start(*(word.format(port) for word in words))

@@ -8,6 +8,8 @@ SCRIPT = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 PATIENCE = "-rabbit dead_letter_worker_publisher_confirm_timeout 2000"
 """Try again after milliseconds, and not three minutes, what came due while exchanges and bindings were not back yet."""
 
+AGE = 2.0
+"""Seconds after which also RabbitMQ 3.10 keeps a queue through a kill."""
 CURE = "no RabbitMQ: install Debian's rabbitmq-server, or name one in EVENTBUS_TEST_RABBITMQ"
 
 

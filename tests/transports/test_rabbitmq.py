@@ -15,6 +15,7 @@ from eventbus.testing.transport_exam import Bench, Check, broker_checks_for, che
 from eventbus.transport import Transport
 from eventbus.transports.rabbitmq import RabbitMQTransport
 from tests.servers.proxy import Proxy
+from tests.servers.rabbitmq import AGE
 from tests.servers.server import Server
 from tests.transports.brokers import broker_at
 
@@ -79,7 +80,7 @@ def bench(rabbitmq: Server, messages: int) -> Bench:
         delete=delete,
         delete_dead=lambda topic, group: delete(topic, f"{group}.dead"),
         left=left,
-        age=2.0,
+        age=AGE,
         count=messages,
     )
     return Bench(make=lambda: RabbitMQTransport(rabbitmq.url), quiet=0.3, dead=buried, faulty=faulty, broker=broker)
