@@ -158,7 +158,7 @@ def until(true: Callable[[], Any], seconds: float = 30.0) -> Any:
 def worker(place: Path, *words: str) -> Iterator[Program]:
     """Start a worker, and see that it is gone at the end."""
     log = place / f"log {time.monotonic()}"
-    program = Program("-m", "eventbus.cli", "worker", *words, place=place, log=log, env=environment())
+    program = Program("-m", "eventbus.cli", "worker", *words, place=place, log=log, env=environment(), patience=30.0)
     try:
         yield program
     finally:
