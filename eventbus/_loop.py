@@ -1,6 +1,6 @@
 """Tell which event loop runs here, and reach it from other threads."""
 
-import asyncio
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -23,7 +23,7 @@ def here() -> EventLoopToken | None:
 def check_opening(name: str, *, is_open: bool) -> None:
     """Raise ``TransportError`` where a transport that needs asyncio cannot be opened: elsewhere, or once more."""
     try:
-        asyncio.get_running_loop()
+        sys.modules["asyncio"].get_running_loop()  # whoever runs on it has imported it, and it takes its time
     except RuntimeError:
         raise TransportError(f"{name} runs on asyncio only, and this is another event loop") from None
     if is_open:
