@@ -22,7 +22,7 @@
     │   └── StoreFullError        the store refuses new entries
     ├── TransportError            the link to a broker
     │   ├── Lost                  try later, the outcome may be unknown
-    │   ├── Refused               this message never
+    │   ├── Refused               this message never; or we are not let in
     │   ├── SettleError           the right to settle is gone
     │   └── PublishError          some messages of one call failed
     ├── Reject                    raised by a handler: dead now
@@ -329,7 +329,7 @@ class Lost(TransportError):  # noqa: N818 - the port's word for it
 
 
 class Refused(TransportError):  # noqa: N818 - the port's word for it
-    """Say that the broker will never take this message."""
+    """Say that the broker will never take this message, or does not let us in."""
 
 
 class SettleError(TransportError):

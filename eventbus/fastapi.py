@@ -45,12 +45,16 @@ def install(app: FastAPI, bus: EventBus, *, consume: bool = True, health: str | 
         consume: False for web processes that only publish, whose workers run elsewhere.
         health: a path such as "/health/bus" that answers 200 or 503 with ``bus.health()`` and what waits in the store.
 
-    Raises ``RuntimeError`` if the application has a bus already, ``WiringError`` if the bus runs already.
+    Raises ``RuntimeError`` if the application has a bus already, ``WiringError`` if the bus runs already, ``TypeError``
+    for arguments that are not an application and a bus, in this order.
 
     >>> from eventbus import EventBus
     >>> app = FastAPI()
     >>> install(app, EventBus())
     """
+    if not (isinstance(app, FastAPI) and isinstance(bus, EventBus)):
+        given = f"{type(app).__name__}, {type(bus).__name__}"
+        raise TypeError(f"install(app, bus) takes the FastAPI application first and the EventBus second, not ({given})")
     if getattr(app.state, _STATE, None) is not None:
         raise RuntimeError("this application has a bus already: give one EventBus all modules")
     if not isinstance(bus.overrides, _Overrides):

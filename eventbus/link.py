@@ -12,7 +12,7 @@ import anyio.abc
 from eventbus.clock import Runtime
 from eventbus.limits import Limits
 from eventbus.retry import Retry
-from eventbus.transport import Lost, PublishError, Subscription, Transport, TransportError, Wire
+from eventbus.transport import Lost, PublishError, Refused, Subscription, Transport, TransportError, Wire
 
 __all__ = ("Backoff", "Link", "Outage", "Progress")
 
@@ -120,7 +120,8 @@ class Link:
     async def keep(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Open the transport, and again after every loss, until cancelled; started after the first attempt.
 
-        A first attempt that ends in anything but a ``TransportError`` raises it: waiting would not mend that.
+        A first attempt that ends in anything but ``Lost`` raises it, ``Refused`` if the broker does not let us in:
+        waiting would not mend that. Later it is tried again, for a password that was changed comes back too.
         """
         self._up, first = anyio.Event(), True
         while True:
@@ -135,6 +136,8 @@ class Link:
                         task_status.started()
                     await self._down.wait()
             except TransportError as error:
+                if first and not isinstance(error, Lost):
+                    raise Refused(f"transport {self.name}: {error}") from error
                 log.warning("transport %s: %s; it is tried again until it opens", self.name, str(error).rstrip("."))
             except Exception:
                 if first:

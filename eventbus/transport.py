@@ -31,6 +31,7 @@ __all__ = (
     "Wire",
     "check_prefetch",
     "connect",
+    "shut_out",
 )
 
 SCHEMES: dict[str, str] = {
@@ -151,7 +152,10 @@ class Transport(Protocol):
         ...
 
     async def __aenter__(self) -> Self:
-        """Make the first contact. Raises ``Lost`` if the broker is away."""
+        """Make the first contact. Raises ``Lost`` if the broker is away, ``Refused`` if it does not let us in.
+
+        What is ``Lost`` is tried again until it opens; anything else ends the start of a bus.
+        """
         ...
 
     async def __aexit__(self, *exc: object) -> None:
@@ -175,6 +179,14 @@ class Transport(Protocol):
     ) -> AbstractAsyncContextManager[Subscription]:
         """Return a subscription; ``prefetch`` counts unsettled deliveries. Leaving it is death to what is unsettled."""
         ...
+
+
+def shut_out(place: object, why: object) -> Refused:
+    """Return the error of an opening to which a broker, at an address without secrets, says no."""
+    return Refused(
+        f"{place} does not let us in: {str(why).rstrip('.')}; correct the user name, the password (percent-encoded in "
+        "a URL: @ is %40, / is %2F) or what the user may do"
+    )
 
 
 def check_prefetch(prefetch: int) -> None:

@@ -116,6 +116,35 @@ async def test_topic_that_is_refused_leaves_the_others_alone() -> None:
         assert bench.link.is_up
 
 
+async def test_first_opening_that_is_refused_ends_the_start() -> None:
+    """Who is not let in hears which transport it is, and why; waiting would not mend it."""
+    for error in (Refused("wrong password"), TransportError("wrong password")):
+        transport = Flaky()
+        transport.trouble["open"] = at(1, error=lambda error=error: error)
+        bench = Bench(transport)
+        async with anyio.create_task_group() as group:
+            with pytest.raises(Refused, match=r"^transport flaky: wrong password$"):
+                await group.start(bench.link.keep)
+        assert (0, 1) == (transport.open, transport.calls["open"])
+
+
+async def test_link_that_is_not_let_in_any_more_is_tried_again() -> None:
+    """A password that is changed while the link is kept is an outage like others."""
+    transport = Flaky()
+    async with Bench(transport).kept() as bench:
+        transport.trouble = {
+            "publish": lambda _: Lost("cut"),
+            "declare": at(transport.calls["declare"] + 1),
+            "open": at(2, 3, error=lambda: Refused("wrong password")),
+        }
+        with pytest.raises(PublishError):
+            await bench.link.publish("t", [WIRE])
+        await turns()
+        for expected in (False, False, True):
+            await bench.next()
+            assert expected == bench.link.is_up
+
+
 async def test_loss_is_mended_again_and_again() -> None:
     """A link that breaks after it was open is opened and declared anew, any number of times."""
     transport = Flaky()

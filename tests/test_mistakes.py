@@ -4,14 +4,23 @@
 """
 
 import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
+from fastapi import FastAPI
+from redis.asyncio import Redis
 
-from eventbus import Event, EventBus, Module
+from eventbus import Event, EventBus, Limits, Lost, Module, Refused
+from eventbus.fastapi import install
+from tests.servers.kafka import PEM, USER
 from tests.servers.server import Server
 from tests.test_docs import fences
+from tests.transports.test_nats_faults import guarded
+
+SECRET = "hunter2"
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "troubleshooting.md"
 
@@ -33,6 +42,7 @@ MISTAKES = {
     "Before the start, and after the stop",
     "Two event loops",
     "A fork while the bus runs",
+    "`install` the other way round",
     "A mounted application",
     "`TestClient` without `with`",
     "A harness inside a running application",
@@ -64,15 +74,80 @@ def test_every_mistake_is_on_the_page() -> None:
     assert all(0 < len(block.text.splitlines()) <= 10 for block in said)
 
 
-async def test_wrong_password(valkey: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """A wrong password is told in the words of the page, keeps the health red, and is not shown."""
+@asynccontextmanager
+async def strangers(broker: str, request: pytest.FixtureRequest) -> AsyncGenerator[str]:
+    """Yield the URL of a broker, with a password that it does not know."""
+    if broker == "nats":
+        async with guarded(request.getfixturevalue("absent"), "--user", "shop", "--pass", "right") as server:
+            yield f"nats://shop:{SECRET}@127.0.0.1:{server.port}"
+        return
+    server = request.getfixturevalue(broker)
+    if broker == "kafka":
+        if server.foreign:
+            pytest.skip("the users of a Kafka of somebody else are not known")
+        yield f"kafka+ssl://{USER}:{SECRET}@127.0.0.1:{server.port + 2}?cafile={server.place.directory / PEM}"
+    else:
+        scheme, _, place = server.url.partition("://")
+        yield f"{scheme}://shop:{SECRET}@{place.rpartition('@')[2]}"
+
+
+def carrying(url: str, limits: Limits | None = None) -> EventBus:
+    """Return a bus with a route to a broker."""
     module = Module("m", messages=[Paid])
-    url = valkey.url.replace("redis://", "redis://shop:hunter2@")
-    bus = EventBus(module, name="m", transports={"events": url}, routes={Paid: "events"})
-    async with bus.running():
-        await anyio.lowlevel.checkpoint()
-        assert "transport events is not open" in bus.health().faults
+    return EventBus(module, name="m", transports={"events": url}, routes={Paid: "events"}, limits=limits)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("broker", ["valkey", "nats", "rabbitmq", "kafka"])
+async def test_wrong_password(broker: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong password ends the start, whichever the broker, in the words of the page, and is not shown."""
+    async with strangers(broker, request) as url:
+        bus = carrying(url)
+        with pytest.raises(Refused) as caught:
+            async with bus.running():
+                pass
     (words,) = re.findall(r"```text\n(.*)\n```", sections()["A wrong password"])
-    really = re.sub(r":\d+/", ":6379/", caplog.text)
-    assert words in really
-    assert "hunter2" not in caplog.text
+    really = re.sub(r":\d+/", ":6379/", f"Refused: {caught.value}")
+    before, _, why = words.partition("redis://")
+    assert really.startswith(before)
+    assert really.endswith(why.rpartition("; ")[2])
+    assert broker != "valkey" or really == words
+    assert SECRET not in f"{caplog.text} {caught.value!r} {caught.value.__cause__!r}"
+
+
+async def test_password_that_is_changed_while_the_bus_runs(valkey: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Who is not let in any more has lost its broker: health is red, publishing is Lost, until the password is back."""
+
+    async def become(state: bool) -> None:
+        with anyio.fail_after(20):
+            while bus.health().healthy is not state:  # noqa: ASYNC110 - a link in trouble tells nobody
+                await anyio.sleep(0.02)
+
+    client = Redis.from_url(valkey.url)
+    user = ("ACL", "SETUSER", "tom", "reset", "on", "~*", "+@all")
+    await client.execute_command(*user, ">first")
+    bus = carrying(valkey.url.replace("redis://", "redis://tom:first@"), Limits(connect=0.2))
+    async with bus.running():
+        await bus.publish(Paid(), atomic=False)
+        await client.execute_command(*user, ">second")
+        await client.execute_command("CLIENT", "KILL", "USER", "tom")
+        with pytest.raises(Lost):  # which finds out
+            await bus.publish(Paid(), atomic=False)
+        await become(False)
+        with pytest.raises(Lost, match="has not been reachable"):
+            await bus.publish(Paid(), atomic=False)
+        assert bus.health().faults == ("transport events is not open",)
+        assert "does not let us in" in caplog.text
+        await client.execute_command(*user, ">first")
+        await become(True)
+        await bus.publish(Paid(), atomic=False)
+    await client.aclose()
+    assert "first" not in caplog.text
+
+
+def test_install_the_other_way_round() -> None:
+    """Swapped arguments are told which comes first."""
+    with pytest.raises(TypeError) as caught:
+        install(EventBus(), FastAPI())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    (words,) = re.findall(r"```text output\n(.*)\n```", sections()["`install` the other way round"])
+    assert words == f"TypeError: {caught.value}"

@@ -13,7 +13,7 @@ from eventbus._extras import require
 from eventbus._urls import options_of, split_url
 from eventbus.errors import Lost, Refused, TransportError
 
-__all__ = ("Cluster", "Discretion", "aiokafka", "dead_topic", "failure", "group_id", "topic_name")
+__all__ = ("Cluster", "Discretion", "aiokafka", "dead_topic", "failure", "group_id", "is_shut", "topic_name")
 
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 FILES = ("cafile", "certfile", "keyfile")
@@ -151,6 +151,11 @@ def group_id(topic: str, group: str) -> str:
 def dead_topic(topic: str, group: str) -> str:
     """Return the topic that keeps the dead of a group."""
     return topic_name(f"{topic}@{group}.dead")
+
+
+def is_shut(error: BaseException) -> bool:
+    """Tell whether an error says that we are not let in."""
+    return any(word in type(error).__name__ for word in ("Authentication", "Authorization", "Sasl"))
 
 
 def failure(error: BaseException, what: str) -> Lost | Refused:

@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup
 
 from eventbus._extras import require
 from eventbus.errors import Lost, Refused, TransportError
+from eventbus.transport import shut_out
 from eventbus.transports._nats_address import Address
 
 __all__ = ("Answer", "Line", "Message", "Pump", "is_unheard")
@@ -259,8 +260,8 @@ class Line:
         except TimeoutError:
             raise
         except (OSError, errors.Error) as error:
-            if "authorization" in str(error).lower():
-                raise Refused(f"{address} does not let us in ({error}): look at user and password") from None
+            if "authorization" in str(error).lower() or isinstance(error, FileNotFoundError):
+                raise shut_out(address, error) from None
             raise Lost(f"{address}: {type(error).__name__}: {error}") from None
 
     def _secret(self, secret: str | None) -> str:

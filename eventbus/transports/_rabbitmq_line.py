@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from eventbus.errors import Lost, Refused, TransportError, WiringError
-from eventbus.transport import Wire
+from eventbus.errors import Lost, Refused, TransportError
+from eventbus.transport import Wire, shut_out
 from eventbus.transports._rabbitmq_client import aio_pika, aiormq, channel_of, link_of, reason, when_closed
 from eventbus.transports._rabbitmq_names import Topology
 from eventbus.transports._rabbitmq_wire import to_amqp
@@ -83,7 +83,7 @@ class Line:
         self._building = asyncio.Lock()
 
     async def open(self) -> None:
-        """Connect. Raises ``Lost``, and ``WiringError`` if the user or the password is wrong."""
+        """Connect. Raises ``Lost``, and ``Refused`` if the server does not let us in."""
         try:
             await self.own(self._connect())
         except BaseException:
@@ -184,7 +184,9 @@ class Line:
         if isinstance(error, TimeoutError):
             return Lost(f"{self.address.shown} did not answer within {self.address.timeout:g} s")
         if isinstance(error, known.ProbableAuthenticationError | known.AuthenticationError):
-            return WiringError([f"{self.address.shown} refuses the user name or the password in the URL"])
+            return shut_out(self.address.shown, reason(error))
+        if isinstance(error, known.InvalidFrameError) and self._outlet is None:  # the client keeps the reason to itself
+            return Lost(f"{self.address.shown} hangs up: is there this virtual host, and may the user use it?")
         if isinstance(error, known.PublishError):
             return Lost("nobody listens: no queue is bound to this topic, declare a group or subscribe first")
         if isinstance(error, known.DeliveryError):

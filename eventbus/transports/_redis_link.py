@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, unquote
 from eventbus._extras import require
 from eventbus._urls import split_url
 from eventbus.errors import Lost, TransportError
+from eventbus.transport import shut_out
 
 __all__ = ("Address", "Command", "Line", "Session", "read_url", "refusal")
 
@@ -103,7 +104,7 @@ class Session:
         self._connection: Any = None
 
     async def open(self) -> None:
-        """Connect and log in. Raises ``Lost``, and ``TransportError`` if the server does not let us in."""
+        """Connect and log in. Raises ``Lost``, and ``Refused`` if the server does not let us in."""
         at, errors = self.address, self._errors
         secure: dict[str, Any] = {
             f"ssl_{name}": value
@@ -120,10 +121,12 @@ class Session:
                 await self._connection.connect()
                 await self._connection.send_command("PING", check_health=False)
                 await self._connection.read_response(disable_decoding=True)
-        except errors.AuthenticationError as error:
-            raise TransportError(f"{at} does not accept the credentials of its URL: {error}") from error
+        except (errors.AuthenticationError, errors.NoPermissionError) as error:
+            raise shut_out(at, error) from error
         except errors.ResponseError as error:
-            raise TransportError(f"{at} does not let us in: {error}") from error
+            if "index" in str(error):  # of the database; what else it says, that it is busy for example, will pass
+                raise shut_out(at, error) from error
+            raise Lost(f"{at} is not ready: {error}") from error
         except TimeoutError as error:
             raise Lost(f"{at} did not answer within {at.timeout:g} s") from error
         except (errors.RedisError, OSError) as error:

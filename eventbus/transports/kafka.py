@@ -16,8 +16,17 @@ from typing import Any, Self
 from eventbus._loop import check_opening
 from eventbus.errors import Lost, PublishError
 from eventbus.limits import Limits
-from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch
-from eventbus.transports._kafka_cluster import Cluster, Discretion, aiokafka, dead_topic, failure, group_id, topic_name
+from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch, shut_out
+from eventbus.transports._kafka_cluster import (
+    Cluster,
+    Discretion,
+    aiokafka,
+    dead_topic,
+    failure,
+    group_id,
+    is_shut,
+    topic_name,
+)
 from eventbus.transports._kafka_reader import Reader
 from eventbus.transports._kafka_records import REASON
 from eventbus.transports._kafka_sender import Sender
@@ -80,7 +89,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
         return cls(Cluster.from_url(url))
 
     async def __aenter__(self) -> Self:
-        """Make the first contact. Raises ``Lost`` with the reason if the cluster is away or does not let us in."""
+        """Make the first contact. Raises ``Lost`` if the cluster is away, ``Refused`` if it does not let us in."""
         check_opening("the kafka transport", is_open=not self._closed)
         CLIENT_LOG.addFilter(self._discretion)
         opening = self._tasks.start(self._open(), "opening")
@@ -170,22 +179,25 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
                 await producer.start()
                 self._sender.watch()
         except (library.errors.KafkaError, TimeoutError) as error:
-            reason = await self._refusal(options) or f"{type(error).__name__}: {error}"
-            raise Lost(f"kafka://{','.join(self.cluster.servers)}: {reason}") from None
+            error = await self._refusal(options) or error
+            at, why = f"kafka://{','.join(self.cluster.servers)}", f"{type(error).__name__}: {error}"
+            raise (shut_out(at, why) if is_shut(error) else Lost(f"{at}: {why}")) from None
         self._closed = ""
 
-    async def _refusal(self, options: dict[str, Any]) -> str:
-        """Return why the first server does not let us in, which the client only logs."""
-        library = aiokafka()
-        host, _, port = self.cluster.servers[0].rpartition(":")
+    async def _refusal(self, options: dict[str, Any]) -> Exception | None:
+        """Return why a server does not let us in, or cannot be reached, which the client only logs."""
+        library, found = aiokafka(), None
         options = {name: value for name, value in options.items() if name != "bootstrap_servers"}
-        try:
-            async with asyncio.timeout(REQUEST):
-                connection = await library.conn.create_conn(host.strip("[]"), int(port), **options)
-        except (library.errors.KafkaError, OSError, TimeoutError) as error:
-            return f"{type(error).__name__}: {error}"
-        connection.close()
-        return ""
+        for server in self.cluster.servers:
+            host, _, port = server.rpartition(":")
+            try:
+                async with asyncio.timeout(REQUEST / len(self.cluster.servers)):
+                    connection = await library.conn.create_conn(host.strip("[]"), int(port), **options)
+            except (library.errors.KafkaError, OSError, TimeoutError) as error:
+                found = found if found is not None and not is_shut(error) else error
+            else:
+                connection.close()
+        return found
 
     async def _close(self, *before: "asyncio.Task[None]") -> None:
         """Close in good order as far as time allows, then cut."""

@@ -17,7 +17,7 @@ from eventbus._mailbox import Presettled
 from eventbus._urls import options_of, split_url
 from eventbus.errors import Lost, PublishError, Refused
 from eventbus.limits import Limits
-from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch
+from eventbus.transport import Capabilities, Subscription, Wire, check_prefetch, shut_out
 from eventbus.transports._postgres_ear import Ear, frame, short, unframe
 
 __all__ = ("PostgreSQLNotifyTransport",)
@@ -183,7 +183,7 @@ class PostgreSQLNotifyTransport:
         except (self._psycopg.Error, OSError) as error:
             why = self._why(error)
             if any(word in why for word in REFUSALS):
-                raise Refused(f"{why}: look at the user, the password and the database of the URL") from None
+                raise shut_out(self, why.partition(": ")[2]) from None
             raise Lost(why) from None
         self._connections.append(connection)
         return connection

@@ -62,7 +62,7 @@ class RabbitMQTransport:
         return cls(url)
 
     async def __aenter__(self) -> Self:
-        """Connect. Raises ``Lost`` if RabbitMQ is away, and ``WiringError`` if it refuses the user."""
+        """Connect. Raises ``Lost`` if RabbitMQ is away, and ``Refused`` if it does not let us in."""
         check_opening(repr(self), is_open=self._line is not None)
         line = self._line = Line(self._address)
         try:

@@ -69,7 +69,7 @@ class RedisTransport:
         return self._hub.line.writes
 
     async def __aenter__(self) -> Self:
-        """Make the first contact. Raises ``Lost``, and ``TransportError`` if the server does not let us in."""
+        """Make the first contact. Raises ``Lost``, and ``Refused`` if the server does not let us in."""
         await self._hub.open()
         return self
 
@@ -140,7 +140,7 @@ class RedisPubSubTransport:
         return f"{type(self).__name__}({str(self.address)!r})"
 
     async def __aenter__(self) -> Self:
-        """Make the first contact. Raises ``Lost``, and ``TransportError`` if the server does not let us in."""
+        """Make the first contact. Raises ``Lost``, and ``Refused`` if the server does not let us in."""
         await self._hub.open()
         return self
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from eventbus.clock import new_id
-from eventbus.errors import Lost, MissingExtraError, TransportError
+from eventbus.errors import Lost, MissingExtraError, Refused, TransportError
 from eventbus.transport import Wire, connect
 from eventbus.transports.kafka import KafkaTransport
 from tests.servers.kafka import PASSWORD, PEM, USER
@@ -42,8 +42,11 @@ async def test_credentials(kafka: Server, topic: str, caplog: pytest.LogCaptureF
         with anyio.fail_after(10):
             assert (await subscription.receive()).wire.id == "1"
     refused = connect(f"kafka+ssl://{USER}:not-{PASSWORD}@{host}?{trust}")
-    with pytest.raises(Lost, match=f"{host}: .*Authentication") as caught:
+    with pytest.raises(Refused, match=rf"{host} does not let us in: .*Authentication") as caught:
         await refused.__aenter__()
+    beside = connect(f"kafka+ssl://{USER}:not-{PASSWORD}@127.0.0.1:1,{host}?{trust}")  # one that is away hides nothing
+    with pytest.raises(Refused, match=r"does not let us in: .*Authentication"):
+        await beside.__aenter__()
     texts = [caplog.text, repr(refused), repr(refused.cluster), *map(str, (caught.value, caught.value.__context__))]
     assert not any(PASSWORD in text for text in texts)
 

@@ -286,9 +286,9 @@ async def test_wrong_credentials_are_refused_without_being_shown(
         right = connect(f"nats://shop:right%40%2F%3A@127.0.0.1:{server.port}")
         async with right:
             await right.publish(topic, wires("1"))
-        for secret in (f"shop:{SECRET}@", f"{SECRET}@", ""):
+        for secret in (f"shop:{SECRET}@", f"{SECRET}@", "", f"shop:{SECRET}@127.0.0.1:1,"):
             wrong = connect(f"nats://{secret}127.0.0.1:{server.port}")
-            with pytest.raises(Refused, match="user and password") as caught:
+            with pytest.raises(Refused, match="does not let us in") as caught:
                 await wrong.__aenter__()
             assert SECRET not in f"{caught.value} {caught.value!r} {wrong!r} {vars(wrong)}"
     assert SECRET not in caplog.text

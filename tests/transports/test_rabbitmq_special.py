@@ -17,12 +17,12 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from eventbus import Context, Event, EventBus, Module, Reject, Retry
 from eventbus.clock import new_id
 from eventbus.errors import (
+    Lost,
     MissingExtraError,
     PublishError,
     Refused,
     SettleError,
     TransportError,
-    WiringError,
 )
 from eventbus.transport import Delivery, Subscription, Wire, connect
 from eventbus.transports import _rabbitmq_reader
@@ -117,13 +117,16 @@ def test_trio_is_refused() -> None:
 
 
 async def test_wrong_credentials_are_named(rabbitmq: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """A wrong password is an error that ends the start and never shows the password."""
+    """A wrong password is Refused, and never shown; a virtual host that is not for us is named as what may be it."""
     url = rabbitmq.url.replace("guest:guest", "guest:secret1234")
-    with pytest.raises(WiringError, match="refuses the user name or the password") as caught:
+    with pytest.raises(Refused, match=r"does not let us in: .*; correct the user name, the password") as caught:
         async with RabbitMQTransport(url):
             pass
     seen = [str(caught.value), caplog.text, repr(caught.value.__cause__)]
     assert not any("secret1234" in text for text in seen)
+    with pytest.raises(Lost, match="is there this virtual host, and may the user use it"):
+        async with RabbitMQTransport(f"{rabbitmq.url}nowhere"):
+            pass
 
 
 def test_names_that_are_too_long_stay_apart() -> None:
