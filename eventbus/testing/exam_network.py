@@ -44,6 +44,11 @@ def settles_remotely(capabilities: Capabilities) -> bool:
     return is_remote(capabilities) and capabilities.settle != "none"
 
 
+def takes_turns(capabilities: Capabilities) -> bool:
+    """Need a lease that makes one process the owner of what is ordered."""
+    return is_remote(capabilities) and capabilities.order == "exclusive" and capabilities.returns == "lease"
+
+
 async def publishes_together(bench: Bench) -> None:
     """Write concurrent publishes together, and wait for all their confirmations at once."""
     sent = letters(500)
@@ -165,10 +170,31 @@ async def _is_lost_publishing(desk: Desk) -> None:
             raise AssertionError("a publish was confirmed by nobody")
 
 
+async def one_owner(bench: Bench) -> None:
+    """Hand out nothing in order any more by the time that another does, though the network swallows everything."""
+    async with (
+        broker_of(bench).network() as network,
+        opened(bench, "a", ordered=True) as desk,
+        network.make() as transport,
+        Desk(bench, transport, desk.topic).subscribe(ordered=True) as first,
+    ):
+        await desk.publish(letters(1, key="k"))
+        await desk.take(first, 1)
+        for wire in letters(5, key="k"):
+            await desk.publish([wire])
+        await anyio.sleep(bench.quiet)
+        network.swallow()
+        async with desk.subscribe(ordered=True) as second:
+            await desk.take(second, 1, within=SILENT)
+            with suppress(TransportError):
+                await desk.silence(first, "another has its key by now")
+
+
 CHECKS = (
     Check(6, settles_remotely, publishes_together),
     Check(19, lambda capabilities: is_remote(capabilities) and capabilities.broadcast, crashed_listener),
     Check(23, settles_remotely, acks_together),
     Check(42, is_remote, hung_up),
     Check(47, is_remote, silent),
+    Check(48, takes_turns, one_owner),
 )

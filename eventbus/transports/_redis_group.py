@@ -191,6 +191,8 @@ class GroupReader(Reader):
         self._dues: list[float] = []
         self._tidy_at = monotonic() + TIDY_EVERY
         self._owner = not ordered
+        self._owned_until = math.inf
+        """When another may own the group: a lease after it was last asked for, for the answer may take its time."""
         self._inherit: bytes | None = None
         """How far it has taken over from its predecessor; None: as far as there is."""
         self._last = b"0-0"
@@ -318,14 +320,18 @@ class GroupReader(Reader):
     async def _tidy(self, session: Session) -> None:
         """Trim what every group has settled, and forget consumers that died; a server that forbids it is let be."""
         self._tidy_at = monotonic() + TIDY_EVERY
-        [reply] = await session.ask([("EVAL", TIDY, 1, self.stream, FORGET_AFTER, int(self._trim))])
+        command: Command = ("EVAL", TIDY, 1, self.stream, FORGET_AFTER, int(self._trim))
+        [reply] = await session.ask([command], most=self._owned_until - monotonic())
         if (why := refusal(reply)) is not None:
             self._tidy_at = math.inf
             log.warning("%s is not trimmed from here: %s", self.stream, why)
 
     async def _run(self, session: Session, *command: str | bytes | int) -> Any:
-        [reply] = await session.ask([command], POLL)
+        began = monotonic()
+        [reply] = await session.ask([command], POLL, self._owned_until - began)
         if (why := refusal(reply)) is None:
+            if self._ordered and command[0] == "EVAL":  # each of these owns the group for another lease
+                self._owned_until = began + self.member.lease
             return reply
         if "NOTOWNER" in why:
             lease = self.member.lease

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -132,12 +133,16 @@ class Session:
         except (errors.RedisError, OSError) as error:
             raise Lost(f"{at} cannot be reached: {error}") from error
 
-    async def ask(self, commands: Sequence[Command], wait: float = 0.0) -> list[Any]:
-        """Return the answers, in which an error is an object; they may take ``wait`` seconds more. Raises ``Lost``."""
+    async def ask(self, commands: Sequence[Command], wait: float = 0.0, most: float = math.inf) -> list[Any]:
+        """Return the answers, in which an error is an object; they may take ``wait`` seconds more, ``most`` in all.
+
+        Raises ``Lost``.
+        """
         at, errors = self.address, self._errors
+        limit = max(min(at.timeout + wait, most), 0.0)
         read, replies = self._connection.read_response, list[Any]()
         try:
-            async with asyncio.timeout(at.timeout + wait):
+            async with asyncio.timeout(limit):
                 packed = b"".join(map(self._pack, commands))  # the client's own packing takes ten times as long
                 await self._connection.send_packed_command(packed, check_health=False)
                 for _ in commands:
@@ -146,7 +151,7 @@ class Session:
                     except errors.ResponseError as error:
                         replies.append(error)
         except TimeoutError as error:
-            raise Lost(f"{at} did not answer within {at.timeout + wait:g} s") from error
+            raise Lost(f"{at} did not answer within {limit:.3g} s") from error
         except (errors.RedisError, OSError) as error:
             raise Lost(f"{at} is lost: {error}") from error
         return replies
