@@ -3,19 +3,24 @@
 import ast
 import marshal
 import pickle
+import re
 import sqlite3
 import sys
 import tomllib
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from eventbus import Event, EventBus, Module, Retry
+from eventbus.fastapi import install
 from eventbus.stores.sqlite import SQLiteStore
 from eventbus.testing import Harness, harness
+from eventbus.testing.record import Record
 from eventbus.transport import Wire, connect
 from eventbus.transports._kafka_cluster import topic_name
 from eventbus.transports._nats_address import subject_of
@@ -48,7 +53,7 @@ async def put(t: Harness, body: bytes, **facts: str) -> None:
     await t.bus.engine.links["memory"].transport.publish("rules.paid", [Wire("x", body, headers(**facts))])
 
 
-def shop(error: str | None = None) -> EventBus:
+def shop(error: str | None = None, store: SQLiteStore | None = None) -> EventBus:
     module = Module("shop", messages=[Paid])
 
     @module.on(Paid, retry=Retry(1))
@@ -57,7 +62,7 @@ def shop(error: str | None = None) -> EventBus:
         if error is not None:
             raise ValueError(error.format(len(private)))
 
-    return EventBus(module, name="shop", routes={Paid: "memory"})
+    return EventBus(module, name="shop", store=store, routes={Paid: "memory" if store is None else "store"})
 
 
 @pytest.mark.parametrize("kind", ["application/x-python-serialize", "application/x-pickle", "application/json", ""])
@@ -84,6 +89,50 @@ async def test_s2_no_name_is_imported_from_the_wire(name: str) -> None:
         await t.advance(200_000)
         (dead,) = t.dead
         assert name in (dead.error or "")
+
+
+def rows(path: Path) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute("SELECT * FROM eventbus_entry ORDER BY seq").fetchall()
+
+
+async def test_s4_no_route_of_ours_changes_anything(tmp_path: Path) -> None:
+    """What install() adds is read by GET alone, wherever it is asked from, and reading changes no row (S4)."""
+    app, bus = FastAPI(), shop(store=SQLiteStore(tmp_path / "s.db"))
+    theirs = [*app.routes]
+    install(app, bus, health="/health/bus")
+    methods = {method for route in app.routes if route not in theirs for method in getattr(route, "methods", ())}
+    assert methods <= {"GET", "HEAD"}
+    async with harness(bus, app=app) as t:
+        await t.publish(Paid(number=1))
+        await t.settled()
+        before = rows(tmp_path / "s.db")
+        assert len(before) == 1
+        for method, status in {"GET": 200, "POST": 405, "PUT": 405, "PATCH": 405, "DELETE": 405}.items():
+            answer = await t.client.request(method, "/health/bus", headers={"origin": "https://evil.example"})
+            assert answer.status_code == status
+            assert not {"set-cookie", "access-control-allow-origin"} & {*answer.headers}
+        assert rows(tmp_path / "s.db") == before
+
+
+async def test_s15_tenants_with_a_store_each_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One id in two tenants is two effects; what dies in one is not found, replayed or discarded by the other (S15)."""
+    monkeypatch.setattr(Record, "new_id", lambda _: "one-and-the-same")
+    async with (
+        harness(shop("no", store=SQLiteStore(tmp_path / "a.db"))) as a,
+        harness(shop("no", store=SQLiteStore(tmp_path / "b.db"))) as b,
+        harness(shop(store=SQLiteStore(tmp_path / "c.db"))) as c,
+    ):
+        for t in (a, b, c):
+            await t.publish(Paid(number=1))
+            await t.settled()
+        assert [len(t.dead) for t in (a, b, c)] == [1, 1, 0]
+        assert [len(t.handled("shop.book")) for t in (a, b, c)] == [0, 0, 1]
+        assert await c.bus.dead.replay(message=Paid) == 0
+        assert await a.bus.dead.discard(a.dead[0].id) == 1
+        assert [len(await t.bus.dead.find()) for t in (a, b)] == [0, 1]
+    ids = [row[1] for name in "abc" for row in rows(tmp_path / f"{name}.db")]
+    assert ids == ["one-and-the-same"] * 3
 
 
 async def test_s8_an_error_keeps_no_locals() -> None:
@@ -134,6 +183,13 @@ async def test_s17_a_database_loads_no_extension(tmp_path: Path, anyio_backend: 
     async with bus.running(), bus.transaction() as tx:
         with pytest.raises((sqlite3.Error, ValueError), match=r"not authorized|no such function|load_extension"):
             await tx.session.execute("SELECT load_extension('libm')")
+
+
+def test_s18_nothing_is_written_for_a_spreadsheet() -> None:
+    """There is no CSV, no sheet and no download, in which a message could hide a formula (S18)."""
+    sheets = re.compile(r"(?i)(import|from) csv\b|openpyxl|xlsxwriter|text/csv|\.csv\b|content-disposition|--csv")
+    found = [path.name for path in sorted((ROOT / "eventbus").rglob("*.py")) if sheets.search(path.read_text())]
+    assert found == []
 
 
 def test_s19_floors_of_dependencies() -> None:
