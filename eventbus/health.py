@@ -70,6 +70,8 @@ class Health:
     backlog: Mapping[str, Mapping[str, Any]] | None = None
     """Recipient -> ``waiting``, ``dead``, ``oldest`` (the seconds that the first of them has been due) and
     ``announced``; None: not asked for."""
+    stalls: int = 0
+    """How often the event loop of this process was seen to stand still for a second or more."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
@@ -100,7 +102,8 @@ def report(engine: Engine) -> Health:
     elif answered is not None and answered >= patience:
         stuck.append(f"the store has not answered for {answered:.0f} s")
     faults = (*stuck, *away)
-    return Health(not faults, engine.state, transports, sources, not stuck, faults, answered)
+    stalls = 0 if engine.worker is None else engine.worker.stalls
+    return Health(not faults, engine.state, transports, sources, not stuck, faults, answered, stalls=stalls)
 
 
 def _source(channel: Channel, now: float) -> SourceHealth:

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from eventbus import Event, EventBus, Limits, Lost, Module, Refused
+from eventbus.clock import Runtime, SystemClock
 from eventbus.fastapi import install
 from tests.servers.kafka import PEM, USER
 from tests.servers.server import Server
@@ -58,6 +59,10 @@ def anyio_backend() -> str:
 
 class Paid(Event, name="t.paid"):
     """State that something was paid."""
+
+
+class Late(Event, name="t.late"):
+    """State that somebody was late."""
 
 
 def sections() -> dict[str, str]:
@@ -143,6 +148,45 @@ async def test_password_that_is_changed_while_the_bus_runs(valkey: Server, caplo
         await bus.publish(Paid(), atomic=False)
     await client.aclose()
     assert "first" not in caplog.text
+
+
+class Stalling(SystemClock):
+    """Be the time of a process whose event loop somebody holds up."""
+
+    held = 0.0
+
+    def monotonic(self) -> float:
+        """Return the time with what was held up."""
+        return super().monotonic() + self.held
+
+
+async def test_blocked_event_loop_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """An event loop that stands still is counted each time, and told with who was at work, each once a minute."""
+    clock, module = Stalling(), Module("m", messages=[Paid])
+
+    @module.on(Paid)
+    async def block(event: Paid) -> None:
+        clock.held += 62.0 if held_by == "the same, after a minute" else 2.0
+
+    @module.on(Late)
+    async def innocent(event: Late) -> None: ...
+
+    bus = EventBus(module, routes={"t.*": "memory"})
+    with bus.rewired(Runtime(clock)):
+        async with bus.running():
+            who = ["a handler", "the same", "an endpoint", "the same, after a minute"]
+            for stalls, held_by in enumerate(who, start=1):
+                if held_by == "an endpoint":
+                    clock.held += 2.0
+                else:
+                    await bus.publish(Paid())
+                with anyio.fail_after(10):
+                    while bus.health().stalls < stalls:  # noqa: ASYNC110 - who looks tells nobody
+                        await anyio.sleep(0.02)
+    told = [record.getMessage() for record in caplog.records if "stood still" in record.getMessage()]
+    assert [text.partition("at work: ")[2].partition(";")[0] for text in told] == [
+        "bus/m.block", "an endpoint, or a handler without a route", "bus/m.block"
+    ]  # fmt: skip
 
 
 def test_install_the_other_way_round() -> None:
