@@ -321,7 +321,7 @@ class GroupReader(Reader):
         """Trim what every group has settled, and forget consumers that died; a server that forbids it is let be."""
         self._tidy_at = monotonic() + TIDY_EVERY
         command: Command = ("EVAL", TIDY, 1, self.stream, FORGET_AFTER, int(self._trim))
-        [reply] = await session.ask([command], most=self._owned_until - monotonic())
+        [reply] = await session.ask([command], 0.0, self._owned_until - monotonic())
         if (why := refusal(reply)) is not None:
             self._tidy_at = math.inf
             log.warning("%s is not trimmed from here: %s", self.stream, why)

@@ -53,8 +53,8 @@ def faulty(transport: Transport) -> Iterator[None]:
     """Have the server refuse what has the body of a fault."""
     ask = _redis_link.Session.ask
 
-    async def full(session: Any, commands: Sequence[Any], wait: float = 0.0) -> list[Any]:
-        replies = await ask(session, [("PING",) if one[-1] == b"fault" else one for one in commands], wait)
+    async def full(session: Any, commands: Sequence[Any], *limits: float) -> list[Any]:
+        replies = await ask(session, [("PING",) if one[-1] == b"fault" else one for one in commands], *limits)
         outcome = zip(commands, replies, strict=True)
         return [RuntimeError("OOM") if command[-1] == b"fault" else reply for command, reply in outcome]
 
