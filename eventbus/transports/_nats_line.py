@@ -9,6 +9,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -288,7 +289,7 @@ class Line:
     async def _hang_up(self) -> None:
         """Close in good order, and where that takes too long in any: at a frozen peer the client's own end sticks."""
         socket = self._socket()
-        with anyio.move_on_after(FAREWELL):
+        with anyio.move_on_after(FAREWELL), suppress(AssertionError):  # which it raises where it never began to connect
             await self._client.close()
         if socket is not None:
             socket.abort()

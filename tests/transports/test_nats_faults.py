@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ import pytest
 from nats.aio.client import Client
 
 from eventbus.clock import new_id
-from eventbus.errors import Lost, PublishError, Refused, SettleError
+from eventbus.errors import Lost, MissingExtraError, PublishError, Refused, SettleError
 from eventbus.limits import Limits
 from eventbus.testing.exam_bench import until
 from eventbus.transport import Delivery, Subscription, Transport, Wire, connect
@@ -292,6 +293,16 @@ async def test_wrong_credentials_are_refused_without_being_shown(
                 await wrong.__aenter__()
             assert SECRET not in f"{caught.value} {caught.value!r} {wrong!r} {vars(wrong)}"
     assert SECRET not in caplog.text
+
+
+async def test_credentials_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is not there is Refused, and a library that is missing has its install line."""
+    monkeypatch.setitem(sys.modules, "nkeys", ModuleType("nkeys"))
+    with pytest.raises(Refused, match=r"does not let us in: .*No such file.*/nowhere\.nk"):
+        await connect("nats://127.0.0.1:1?nkey=/nowhere.nk").__aenter__()
+    monkeypatch.setitem(sys.modules, "nkeys", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'eventbus\[nats-nkeys\]'"):
+        await connect("nats://127.0.0.1:1?credentials=/nowhere.creds").__aenter__()
 
 
 async def test_a_token_lets_in(absent: Absent, topic: str) -> None:
