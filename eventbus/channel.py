@@ -71,7 +71,7 @@ class Channel:
         self.source = source
         self.tried = anyio.Event()
         """Set when the first attempt to subscribe has ended, one way or the other."""
-        self.running: set[Delivery] = set()
+        self.running: dict[Delivery, None] = {}
         self.handled = 0
         self.received: float | None = None
         """When it last received something."""
@@ -268,7 +268,7 @@ class Channel:
             if delivery is None:
                 await self._news()
                 continue
-            self.running.add(delivery)
+            self.running[delivery] = None  # in the order of their beginnings, in which leases are extended
             if self._lanes.ready:
                 self._wake()
             await self._handle(delivery, slots)
@@ -344,7 +344,7 @@ class Channel:
 
     def _leave(self, delivery: Delivery) -> None:
         """Free the slot of a delivery."""
-        self.running.discard(delivery)
+        self.running.pop(delivery, None)
         if self._lanes.ready:
             self._wake()
         self._changed.fire()

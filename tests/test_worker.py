@@ -390,6 +390,15 @@ async def test_leases_are_extended_while_anything_is_here() -> None:
         assert len(transport.settled("extend")) == 8
 
 
+async def test_what_runs_is_known_in_the_order_of_its_beginnings() -> None:
+    """Leases are extended in an order that a seed can play again, and not by where in memory deliveries lie."""
+    office = Office(slots=20)
+    office.script = {f"m{number}": hangs() for number in range(20)}
+    async with office.open():
+        await office.publish(*office.script)
+        assert office.ids == [delivery.wire.id for delivery in office.channel.running]
+
+
 async def test_lease_that_cannot_be_extended_is_no_trouble_for_others(caplog: pytest.LogCaptureFixture) -> None:
     """One lost lease, or one bug, leaves the other leases and the worker alone."""
     transport = Flaky(returns="lease")
