@@ -164,7 +164,7 @@ class EventBus:
         """Return who handles a message, where it goes and what is promised there; ``str()`` of it is for people.
 
         Args:
-            what: a message type or wire name; default: everything.
+            what: a message type, its wire name or its class name; default: everything.
 
         Raises ``UnknownMessageError`` for a name that is not registered, ``TypeError`` for what is no message.
 
@@ -175,7 +175,7 @@ class EventBus:
         if what is None:
             subjects = list(registry.subjects.values())
         else:
-            type_ = registry.type_of(what) if isinstance(what, str) else what
+            type_ = registry.called(what) if isinstance(what, str) else what
             check_message_type(type_)
             subjects = [registry.subject(type_)]
         explained: Explanation = load("eventbus.catalog:explain")(registry, subjects)

@@ -82,6 +82,11 @@ class Registry:
             raise UnknownMessageError(name, version, known)
         return found
 
+    def called(self, name: str) -> type:
+        """Return the type of a wire name or, where only one has it, of a class name. Raises ``UnknownMessageError``."""
+        same = [type_ for type_ in self.subjects if type_.__name__ == name]
+        return same[0] if len(same) == 1 and name not in self.names else self.type_of(name)
+
     def queue(self, handler: Handler) -> str:
         """Return what a handler is called in stores and queues."""
         return f"{self.owner}/{handler.name}"

@@ -160,8 +160,15 @@ def test_promise_table() -> None:
 
 
 def test_by_name_and_by_type() -> None:
-    """A message is explained by its class or by its name."""
-    assert bus().explain(Placed) == bus().explain("shop.placed")
+    """A message is explained by its class or by its name, also that of its class where only one has it."""
+    assert bus().explain(Placed) == bus().explain("shop.placed") == bus().explain("Placed")
+
+
+def test_by_a_class_name_that_two_have() -> None:
+    """A class name that two messages share explains neither."""
+    placed: type[Event] = type("Placed", (Event,), {"__module__": __name__}, name="other.placed")
+    with pytest.raises(UnknownMessageError):
+        EventBus(Module("shop", messages=[Placed, placed])).explain("Placed")
 
 
 def test_everything() -> None:
