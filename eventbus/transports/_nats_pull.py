@@ -29,10 +29,13 @@ KEEP = 0.5
 """Seconds between two words of a pinned client, without which another would be pinned."""
 LINGER = 10.0
 """Seconds that a pull request waits at the server."""
-BEAT = 2.0
+BEAT = 1.5
 """Seconds between two signs of life of a pull request that waits."""
 SILENCE = 3 * BEAT
-"""Seconds without any sign after which the consumer counts as lost."""
+"""Seconds without any sign after which the consumer counts as lost.
+
+That is all there is when it is deleted just before it is asked: to such a request the server says nothing.
+"""
 NANO = 1_000_000_000
 LONGEST = 9e9
 """Seconds that the server can count in nanoseconds."""

@@ -88,13 +88,26 @@ async def test_what_is_deleted_while_it_is_used_is_lost_and_comes_back_by_subscr
 ) -> None:
     async with connect(nats.url) as transport, api(nats.url) as ask:
         async with group(transport, topic) as subscription:
+            await transport.publish(topic, wires("before"))
+            [delivery] = await take(subscription, 1)  # so its request has arrived, and can be answered
+            await delivery.ack()
             await ask(verb.format(stream=names.stream_of(topic)))
             with anyio.fail_after(5), pytest.raises(Lost, match="gone"):
                 await subscription.receive()
         async with group(transport, topic) as subscription:
             await transport.publish(topic, wires("after"))
-            [delivery] = await take(subscription, 1)
-            await delivery.ack()
+            after = await take(subscription, 1 if "STREAM" in verb else 2)  # a new group starts with all there is
+            assert "after" in {delivery.wire.id for delivery in after}
+
+
+@pytest.mark.parametrize("verb", ["CONSUMER.DELETE.{stream}.g", "STREAM.DELETE.{stream}"])
+async def test_what_is_deleted_before_it_is_asked_is_lost_all_the_same(
+    nats: Server, topic: str, verb: str
+) -> None:
+    async with connect(nats.url) as transport, api(nats.url) as ask, group(transport, topic) as subscription:
+        await ask(verb.format(stream=names.stream_of(topic)))
+        with anyio.fail_after(15), pytest.raises(Lost, match=r"gone|no sign"):
+            await subscription.receive()
 
 
 async def test_a_stream_deleted_while_nobody_subscribes_is_made_again_by_publishing(nats: Server, topic: str) -> None:
