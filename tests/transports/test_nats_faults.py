@@ -101,9 +101,7 @@ async def test_what_is_deleted_while_it_is_used_is_lost_and_comes_back_by_subscr
 
 
 @pytest.mark.parametrize("verb", ["CONSUMER.DELETE.{stream}.g", "STREAM.DELETE.{stream}"])
-async def test_what_is_deleted_before_it_is_asked_is_lost_all_the_same(
-    nats: Server, topic: str, verb: str
-) -> None:
+async def test_what_is_deleted_before_it_is_asked_is_lost_all_the_same(nats: Server, topic: str, verb: str) -> None:
     async with connect(nats.url) as transport, api(nats.url) as ask, group(transport, topic) as subscription:
         await ask(verb.format(stream=names.stream_of(topic)))
         with anyio.fail_after(15), pytest.raises(Lost, match=r"gone|no sign"):
