@@ -16,7 +16,7 @@ from tests.simulation.play import play
 from tests.simulation.shop import quiet
 
 
-@pytest.mark.parametrize("seed", [31, 43, 49, 51])
+@pytest.mark.parametrize("seed", [22, 63, 74, 87])
 def test_what_was_hoarded_before_a_stall_is_not_started_after_it(seed: int) -> None:
     """A process that stood still beyond its lease starts nothing that others have claimed meanwhile."""
     story = play(seed, traits=quiet(0, faults=("stall",), burst=20, pause=0.3, length=3.0))
