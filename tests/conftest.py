@@ -30,6 +30,7 @@ LONG = re.compile(
     r"|stores/test_sqlalchemy.*aiosqlite|test_killed_in_the_middle|test_same_shop|test_data_stays_where"
     r"|test_rounds_of_start|test_same_in_every|test_every_value_is_read|test_member_is_verbatim|test_guide_transport"
     r"|in_a_circle_through_queues|test_a_store_that_was_away|reliability/test_canary"
+    r"|typing/|testing/test_record|transports/test_nats"
 )
 """What takes its time, or a server that is no wheel: marked ``long``, so that the rest is done in three minutes."""
 
