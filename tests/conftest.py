@@ -19,7 +19,7 @@ settings.load_profile("ci" if IN_CI else "dev")
 
 
 LONG = re.compile(
-    r"servers/|transports/test_(kafka|rabbitmq|nats_bus|nats_faults|redis_bus)"
+    r"servers/|transports/test_(kafka|rabbitmq|nats|redis_bus)"
     r"|stores/.*(asyncpg|asyncmy|sync psycopg)|test_model_of_sqlalchemy"
     r"|crash/test_(brokers|deploys|operations|server_loss|workers|order)|crash/test_kill.*(postgres|mariadb|engine)"
     r"|crash/test_kill.*sqlalchemy|crash/test_processes|stores/test_model|stores/test_sqlite_processes"
@@ -30,9 +30,9 @@ LONG = re.compile(
     r"|stores/test_sqlalchemy.*aiosqlite|test_killed_in_the_middle|test_same_shop|test_data_stays_where"
     r"|test_rounds_of_start|test_same_in_every|test_every_value_is_read|test_member_is_verbatim|test_guide_transport"
     r"|in_a_circle_through_queues|test_a_store_that_was_away|reliability/test_canary"
-    r"|typing/|testing/test_record|transports/test_nats"
+    r"|typing/|testing/test_record"
 )
-"""What takes its time, or a server that is no wheel: marked ``long``, so that the rest is done in three minutes."""
+"""What takes its time, or a server that is no wheel: marked ``long``, so that the rest is done in a few minutes."""
 
 
 @pytest.hookimpl(tryfirst=True)
