@@ -1,7 +1,8 @@
 """Know the tables of the SQLAlchemy store: what they are in each dialect, which version, and how they are made."""
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -29,7 +30,9 @@ from sqlalchemy.types import TypeEngine
 
 from eventbus.errors import StoreError
 
-__all__ = ("ENTRY", "SCHEMA", "SUBSCRIPTION", "VERSION", "ddl", "metadata", "prepare")
+__all__ = ("ENTRY", "SCHEMA", "SUBSCRIPTION", "VERSION", "ddl", "include_object", "metadata", "prepare")
+
+log = logging.getLogger("eventbus")
 
 VERSION = 1
 """The version of the tables that this code writes."""
@@ -70,7 +73,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 metadata = MetaData()
-"""The tables of the store, for Alembic: add it to the ``target_metadata`` of your own."""
+"""The tables of the store, for Alembic: add it to the ``target_metadata`` of your own, with ``include_object``."""
 
 ENTRY = Table(
     "eventbus_entry",
@@ -113,6 +116,10 @@ SCHEMA = Table(
 )
 
 
+WANTED: dict[str, Sequence[str]] = {}
+"""Index of the entries -> the dialects that have it; empty: all."""
+
+
 def _index(name: str, *columns: str, where: str = "", only: Sequence[str] = (), unique: bool = False) -> None:
     """Declare an index, in ``only`` some dialects; where there are partial ones, of the rows ``where`` says so."""
     condition = text(where) if where else None
@@ -123,6 +130,7 @@ def _index(name: str, *columns: str, where: str = "", only: Sequence[str] = (), 
         postgresql_where=condition,
         sqlite_where=condition,
     )
+    WANTED[f"eventbus_entry_{name}"] = only
     if only:
 
         def is_for(*_: Any, dialect: Any, **__: Any) -> bool:
@@ -141,6 +149,25 @@ _index("owned", "due_at", where="state = 0 AND owner IS NOT NULL", only=PARTIAL)
 _index("dead", "recipient", "due_at", where="state = 2", only=PARTIAL)
 _index("over", "due_at", where="state IN (1, 3)", only=PARTIAL)
 _index("ready", "state", "recipient", "lane", "due_at", only=WHOLE)
+
+
+def include_object(dialect: str) -> Callable[..., bool]:
+    """Return what keeps Alembic from making, or missing, the indexes that only other databases have.
+
+    Alembic knows no index that is for one dialect (``Index.ddl_if``).
+
+    Args:
+        dialect: ``connection.dialect.name`` in ``env.py``.
+
+    >>> included = include_object("postgresql")  # context.configure(..., include_object=included)
+    >>> included(None, "eventbus_entry_ready", "index", False, None), included(None, "orders", "table", False, None)
+    (False, True)
+    """
+
+    def included(_: object, name: str | None, kind: str, *__: object) -> bool:
+        return kind != "index" or dialect in (WANTED.get(name or "") or [dialect])
+
+    return included
 
 
 def ddl(dialect: str) -> str:
@@ -189,6 +216,21 @@ def prepare(connection: Connection, *, create: bool, where: str) -> None:
         )
     elif found.version < VERSION:
         raise StoreError(f"{where} has eventbus tables of version {found.version}: bring them to version {VERSION}")
+    _check_indexes(connection, where)
+
+
+def _check_indexes(connection: Connection, where: str) -> None:
+    """Warn of indexes without which a claim reads the whole table, and of those that every write pays for in vain."""
+    there = {index["name"] for index in inspect(connection).get_indexes(ENTRY.name)}
+    included = include_object(connection.dialect.name)
+    for name in WANTED:
+        wanted = included(None, name, "index")
+        if wanted != (name in there):
+            log.warning(
+                "%s: index %s is %s; see eventbus.stores.sqlalchemy.ddl(%r), and for Alembic include_object",
+                where, name, "missing" if wanted else "for another kind of database, and only costs",
+                connection.dialect.name,
+            )  # fmt: skip
 
 
 def _check_server(connection: Connection, where: str) -> None:

@@ -41,13 +41,13 @@ from eventbus.stores._sqlalchemy_link import Link, named, shown
 from eventbus.stores._sqlalchemy_mariadb import MariaDBRows
 from eventbus.stores._sqlalchemy_postgresql import PostgreSQLRows
 from eventbus.stores._sqlalchemy_rows import BATCH, Rows
-from eventbus.stores._sqlalchemy_schema import ENTRY, ddl, metadata, prepare
+from eventbus.stores._sqlalchemy_schema import ENTRY, ddl, include_object, metadata, prepare
 from eventbus.stores._sqlalchemy_sqlite import SQLiteRows, really_begin
 from eventbus.stores._sqlalchemy_sweeping import hasten, look, sweep
 from eventbus.stores._sqlalchemy_threads import ThreadLink
 from eventbus.stores._sqlalchemy_unit import JoinedUnit, OwnUnit
 
-__all__ = ("SQLAlchemyStore", "ddl", "metadata")
+__all__ = ("SQLAlchemyStore", "ddl", "include_object", "metadata")
 
 T = TypeVar("T")
 
