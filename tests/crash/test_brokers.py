@@ -23,7 +23,7 @@ from tests.crash.worker import SLOTS, Work, made_by, play
 from tests.servers.rabbitmq import AGE
 from tests.servers.server import Server, wait_until
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(400 + int(os.environ.get("EVENTBUS_MESSAGES", "0")) // 20)]
 
 OUTAGE = float(os.environ.get("EVENTBUS_OUTAGE", "5"))
 """Seconds that a broker is down; 120 where there is time."""
@@ -147,6 +147,7 @@ def test_a_killed_worker_loses_nothing(
     """
     _, url = broker
     count, deaths = messages // 2, max(kills // 100, 2)
+    patience = PATIENCE + count / 50
     file = tmp_path / "s.db"
     if stored:
         rows(file, "CREATE TABLE effects (number INTEGER NOT NULL)")
@@ -161,10 +162,10 @@ def test_a_killed_worker_loses_nothing(
                 anyio.run(publish, work, count)
             if death < deaths:
                 part = count * (death + 1) // (deaths + 2)
-                wait_until(lambda: lines("started") >= part, PATIENCE, "nothing is handled")  # noqa: B023
+                wait_until(lambda: lines("started") >= part, patience, "nothing is handled")  # noqa: B023
             else:
                 effects: Callable[[], list[int]] = lines.effects if not stored else lambda: stored_effects(file)
-                wait_until(lambda: len({*effects()}) >= count, PATIENCE, "not everything was handled")  # noqa: B023
+                wait_until(lambda: len({*effects()}) >= count, patience, "not everything was handled")  # noqa: B023
         finally:
             process.kill()
             process.join(10)

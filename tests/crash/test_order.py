@@ -10,11 +10,13 @@ from tests.crash.family import Family
 from tests.crash.lanes import Lanes, play
 from tests.crash.site import Site
 
-pytestmark = [pytest.mark.crash, pytest.mark.long, pytest.mark.timeout(900)]
-
 KEYS = int(os.environ.get("EVENTBUS_KEYS", "60"))
 EACH = int(os.environ.get("EVENTBUS_STEPS", "10"))
 WORKERS = int(os.environ.get("EVENTBUS_WORKERS", "3"))
+PATIENCE = 600 + KEYS * EACH // 20
+"""Seconds for all of it."""
+
+pytestmark = [pytest.mark.crash, pytest.mark.long, pytest.mark.timeout(PATIENCE + 300)]
 
 
 def test_no_key_is_inverted(site: Site, family: Family) -> None:
@@ -23,7 +25,7 @@ def test_no_key_is_inverted(site: Site, family: Family) -> None:
     work = Lanes(store=site.store, keys=KEYS, each=EACH, poisoned=poisoned)
     publish = Lanes(store=site.store, keys=KEYS, each=EACH, poisoned=poisoned, publishes=True)
     for part in (work, publish):  # the first only announces the handler
-        assert family.end(family.run(play, part)) == 0
+        assert family.end(family.run(play, part), PATIENCE) == 0
     children = [family.run(play, work) for _ in range(WORKERS)]
     children[0].join(1.0)
     children[0].kill()
@@ -40,5 +42,5 @@ def test_no_key_is_inverted(site: Site, family: Family) -> None:
 
 def ended(child: BaseProcess) -> int | None:
     """Wait for a child whose handlers fail on purpose, so that it has much to say."""
-    child.join(600)
+    child.join(PATIENCE)
     return child.exitcode
