@@ -38,6 +38,9 @@ SHOWN = 3
 """Dead messages that the page lists."""
 RECONNECT = 300
 """Milliseconds after which a page whose stream broke asks for another."""
+LEASE = float(os.environ.get("SHOP_LEASE", "2"))
+"""Seconds after which what a killed process had in hand is another's: few, so that it can be watched. A handler has a
+third of it to get its turn to write and be done, for which a machine that is busy with other things may need more."""
 
 
 async def tell_failures(ctx: Context, call_next: Callable[[Context], Awaitable[Any]]) -> Any:
@@ -61,7 +64,7 @@ bus = EventBus(
     live="push",
     routes={OrderPlaced: "store"},
     middleware=[tell_failures],
-    limits=Limits(lease=2.0, sweep=0.5),  # what a killed process had in hand is taken over within 2.5 s
+    limits=Limits(lease=LEASE, sweep=0.5),  # what a killed process had in hand is taken over within 2.5 s
 )
 
 
