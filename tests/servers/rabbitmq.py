@@ -54,4 +54,5 @@ def recipe() -> Recipe:
         answer=b"\x01",
         ports=3,
         unprivileged=True,
+        patience=120.0,
     )

@@ -22,6 +22,8 @@ from tests.transports.brokers import broker_at
 PROMISES = RabbitMQTransport.capabilities
 CONTROL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 
+pytestmark = pytest.mark.timeout(300)  # RabbitMQ is slow to start, and the first test of a run waits for it
+
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
@@ -83,7 +85,14 @@ def bench(rabbitmq: Server, messages: int) -> Bench:
         age=AGE,
         count=messages,
     )
-    return Bench(make=lambda: RabbitMQTransport(rabbitmq.url), quiet=0.3, dead=buried, faulty=faulty, broker=broker)
+    return Bench(
+        make=lambda: RabbitMQTransport(rabbitmq.url),
+        patience=15.0,
+        quiet=0.3,
+        dead=buried,
+        faulty=faulty,
+        broker=broker,
+    )
 
 
 @pytest.mark.parametrize("check", checks_for(PROMISES), ids=str)
@@ -92,7 +101,7 @@ async def test_exam(bench: Bench, check: Check) -> None:
     await examine(bench, check)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("check", broker_checks_for(PROMISES), ids=str)
 async def test_exam_of_the_broker(bench: Bench, check: Check, rabbitmq: Server) -> None:
     """Whatever happens to the broker, what is declared is kept."""
