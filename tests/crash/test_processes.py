@@ -11,7 +11,7 @@ import pytest
 from eventbus import Event, EventBus, Limits, Module
 from eventbus.stores.sqlite import SQLiteStore
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 class Grown(Event, name="memory.grown"):
@@ -80,7 +80,7 @@ def test_memory_does_not_grow_with_the_events(tmp_path: Path) -> None:
             async with anyio.create_task_group() as group:
                 for _ in range(64):
                     group.start_soon(publish, bus)
-            with anyio.fail_after(200):
+            with anyio.fail_after(400):
                 await finished.wait()
 
     tracemalloc.start()
