@@ -10,7 +10,7 @@ from eventbus.entries import unwrap
 from eventbus.envelope import Envelope
 from eventbus.errors import DecodeError, SettleError, UnknownMessageError
 from eventbus.fanout import cancellings, cut_short, failure_in, isolated
-from eventbus.invoker import Claim, Invoker, Lapse
+from eventbus.invoker import Claim, Invoker, Lapse, UnbegunError
 from eventbus.registry import Registry
 from eventbus.retry import Again, Dead, decide, describe
 from eventbus.transport import Delivery, TransportError
@@ -21,6 +21,9 @@ log = logging.getLogger("eventbus")
 
 UNKNOWN_AGAIN = 30.0
 """Seconds after which a message of unknown name or newer version is looked at again."""
+
+UNBEGUN_AGAIN = 0.5
+"""Seconds after which a message comes again that was handed back because the database was others' all the time."""
 
 SOON = 0.001
 """The shortest wait before a retry (``Delivery.retry(0)`` would mean something else), and what is not worth one."""
@@ -97,6 +100,9 @@ class Consumer:
         except Lapse as error:
             log.warning("%s: the store failed, the lease decides: %s", self.queue, error.__cause__)
             return Gone()
+        except UnbegunError as error:
+            log.warning("%s: no transaction could begin within %g s, later again", self.queue, error.seconds)
+            return Postponed(UNBEGUN_AGAIN)
         except BaseException as error:
             return self._ended(error, attempt, claim, before)
         return Done()

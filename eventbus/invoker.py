@@ -19,7 +19,7 @@ from eventbus.middleware import CallNext, chain
 from eventbus.registry import Known
 from eventbus.store import Transaction, Unit
 
-__all__ = ("Claim", "Invoker", "Lapse", "Surroundings")
+__all__ = ("Claim", "Invoker", "Lapse", "Surroundings", "UnbegunError")
 
 log = logging.getLogger("eventbus")
 
@@ -64,14 +64,20 @@ class Lapse(Exception):  # noqa: N818 - never seen outside the engine
     """Say that the store failed around a handler, a commit with unknown outcome included: the lease decides."""
 
 
+class UnbegunError(HandlerTimeoutError):
+    """Say that a handler's time was over before its transaction had begun: others held the database."""
+
+
 class Handling(Context):
     """Be the context of a handler whose transaction also settles its entry."""
 
-    __slots__ = ("claim",)
+    __slots__ = ("begun", "claim")
 
     def __init__(self, seed: Seed, handler: str, attempt: int, claim: Claim) -> None:
         super().__init__(seed, handler, attempt)
         self.claim = claim
+        self.begun = False
+        """Whether its transaction is open, so that what happens is the handler's own doing."""
 
 
 class Invoker:
@@ -182,6 +188,8 @@ def _in_transaction(handle: Callable[[Context, Frame], Awaitable[Any]], around: 
                 unit = around.unit()
                 if claim is not None and not await claim.lock(unit):
                     raise SettleError("the lease was lost before the handler started")
+                if isinstance(ctx, Handling):
+                    ctx.begun = True
                 opened, handling = Frame(ctx, around.bus, transaction), True
                 result, frame = await handle(ctx, opened), opened
                 handling = False
@@ -215,7 +223,8 @@ def _timed(call: CallNext, name: str, seconds: float, runtime: Runtime) -> CallN
             if (took := runtime.clock.monotonic() - began) > seconds:
                 log.warning(BLOCKED, name, took, seconds)
             return result
-        raise HandlerTimeoutError(name, seconds)
+        unbegun = isinstance(ctx, Handling) and not ctx.begun
+        raise (UnbegunError if unbegun else HandlerTimeoutError)(name, seconds)
 
     return timed
 

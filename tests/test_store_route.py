@@ -2,7 +2,8 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -441,6 +442,50 @@ async def test_a_handler_is_not_given_what_it_no_longer_wants(tmp_path: Path) ->
         await t.advance(86_500)
         assert ["does not handle 's.refunded'" in one.error for one in t.dead] == [True]
     assert [Paid(number=1)] == seen
+
+
+async def test_whose_transaction_cannot_begin_comes_again_uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message whose handler waits in vain for its turn to write goes back, however often, and has not failed."""
+    module, seen, waiting, handled = Module("m"), list[int](), 3, anyio.Event()
+    store = MemoryStore()
+    begin = store.begin
+
+    @asynccontextmanager
+    async def begin_in_turn(session: object | None = None) -> AsyncIterator[Any]:
+        nonlocal waiting
+        if waiting:
+            waiting -= 1
+            await anyio.sleep_forever()
+        async with begin(session) as unit:
+            yield unit
+
+    @module.on(Paid, timeout=0.05, retry=Retry(attempts=1))
+    async def book(event: Paid, ctx: Context, tx: Transaction[Any]) -> None:
+        seen.append(ctx.attempt)
+        handled.set()
+
+    monkeypatch.setattr(store, "begin", begin_in_turn)
+    bus = EventBus(module, name="svc", store=store, routes=ROUTES)
+    async with bus.running():
+        await bus.publish(Paid(number=1), atomic=False)
+        with anyio.fail_after(30.0):
+            await handled.wait()
+        assert [] == await bus.dead.find()
+    assert (0, [1]) == (waiting, seen)
+
+
+async def test_whose_time_runs_out_in_its_transaction_has_failed() -> None:
+    """A handler that has begun and does not finish in time has failed, and is dead after its last attempt."""
+    module = Module("m")
+
+    @module.on(Paid, timeout=2.0, retry=Retry(attempts=1))
+    async def book(event: Paid, tx: Transaction[Any]) -> None:
+        await anyio.sleep_forever()
+
+    async with harness(EventBus(module, name="svc", store=MemoryStore(), routes=ROUTES)) as t:
+        await t.publish(Paid(number=1))
+        await t.advance(2.0)
+        assert ["timeout" in one.error for one in t.dead] == [True]
 
 
 async def test_an_endless_delay_harms_nobody(tmp_path: Path) -> None:
