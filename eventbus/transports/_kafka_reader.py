@@ -17,8 +17,8 @@ import anyio
 from eventbus.errors import Lost
 from eventbus.transport import Delivery, Wire
 from eventbus.transports._kafka_cluster import aiokafka, failure
+from eventbus.transports._kafka_connections import Connections
 from eventbus.transports._kafka_records import incoming
-from eventbus.transports._kafka_tasks import close_within
 from eventbus.transports._kafka_track import Copy, Track
 
 __all__ = ("Reader",)
@@ -42,11 +42,12 @@ class Reader:
     """Be one subscription; ``run`` is its pump, in a task that the transport owns."""
 
     def __init__(
-        self, consumer: Any, topic: str, *, prefetch: int, grace: float, grouped: bool,
+        self, consumer: Any, connections: Connections, topic: str, *, prefetch: int, grace: float, grouped: bool,
         bury: Callable[[Wire, str], Awaitable[None]],
     ) -> None:  # fmt: skip
         client = aiokafka()
         self.consumer = consumer
+        self._connections = connections
         self._bury = bury
         self.lost = ""
         self._topic = topic
@@ -145,7 +146,7 @@ class Reader:
                 there = await self.consumer._client._wait_on_metadata(self._topic)
                 self.consumer.assign([self._first._replace(partition=number) for number in sorted(there)])
                 await self.consumer.seek_to_end()
-        except (self._client_error, TimeoutError) as error:
+        except (self._client_error, OSError) as error:
             raise failure(error, f"subscribing to {self._topic}") from error
 
     async def joined(self, seconds: float) -> None:
@@ -231,7 +232,8 @@ class Reader:
             await self.commit(seconds)
         self.lose("the subscription was left")
         # It may wait for others of its group, or for a cluster that is away; without connections it does not.
-        await close_within(seconds, self.consumer.stop(), self.consumer._client.close)
+        consumer = self.consumer
+        await self._connections.end(consumer.stop(), seconds, consumer._coordinator, consumer._fetcher)
         if self._commits:
             await asyncio.wait(self._commits, timeout=0.1)  # their requests have failed by now, and are tried again
             for job in self._commits:

@@ -10,8 +10,9 @@ from typing import Any
 from eventbus.errors import Lost, PublishError, Refused
 from eventbus.transport import Wire
 from eventbus.transports._kafka_cluster import aiokafka, failure
+from eventbus.transports._kafka_connections import Connections
 from eventbus.transports._kafka_records import outgoing
-from eventbus.transports._kafka_tasks import Tasks, close_within
+from eventbus.transports._kafka_tasks import Tasks
 
 __all__ = ("Sender",)
 
@@ -55,10 +56,11 @@ class Pending(set[Any]):
 class Sender:
     """Hold a started producer."""
 
-    def __init__(self, producer: Any, max_bytes: int, tasks: Tasks) -> None:
+    def __init__(self, producer: Any, connections: Connections, max_bytes: int, tasks: Tasks) -> None:
         self.broken = ""
         """Why this producer is not trusted any more: it may still deliver late what it was said to have lost."""
         self._producer = producer
+        self._connections = connections
         batches = producer._message_accumulator
         batches._pending_batches = Pending(batches._pending_batches)
         self._max_bytes = max_bytes
@@ -103,12 +105,11 @@ class Sender:
         for pump in self._pumps:
             pump.cancel()
 
-        async def give_up() -> None:  # else it tries for ever to deliver what nobody waits for any more
+        def give_up() -> None:  # else it tries for ever to deliver what nobody waits for any more
             self._fail_all(aiokafka().errors.ProducerClosed(why))
-            if (task := self._producer._sender.sender_task) is not None:
-                task.cancel()
 
-        await close_within(seconds, self._producer.stop(), give_up)
+        producer = self._producer
+        await self._connections.end(producer.stop(), seconds, producer._sender, give_up=give_up)
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         error = None if task.cancelled() else task.exception()

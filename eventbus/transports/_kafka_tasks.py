@@ -1,17 +1,14 @@
 """Own what a client library does: a caller may be cut at any time, the library never in the middle."""
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import anyio
 
 from eventbus.errors import Lost
 
-__all__ = ("Tasks", "close_within")
-
-log = logging.getLogger("eventbus")
+__all__ = ("Tasks",)
 
 T = TypeVar("T")
 
@@ -61,17 +58,3 @@ class Tasks:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # an abandoned job has nobody else to look at it
-
-
-async def close_within(seconds: float, job: Coroutine[Any, Any, None], cut: Callable[[], Awaitable[None]]) -> None:
-    """Let a client close in order while there is time; then ``cut`` what holds it up, and wait half as long again."""
-    closing = asyncio.ensure_future(job)
-    try:
-        await asyncio.wait([closing], timeout=seconds)
-        if not closing.done():
-            await cut()
-            await asyncio.wait([closing], timeout=seconds / 2)
-        if closing.done() and not closing.cancelled() and (error := closing.exception()) is not None:
-            log.info("closing a kafka client: %s: %s", type(error).__name__, error)
-    finally:
-        closing.cancel()

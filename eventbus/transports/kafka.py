@@ -27,6 +27,7 @@ from eventbus.transports._kafka_cluster import (
     is_shut,
     topic_name,
 )
+from eventbus.transports._kafka_connections import Connections
 from eventbus.transports._kafka_reader import Reader
 from eventbus.transports._kafka_records import REASON
 from eventbus.transports._kafka_sender import Sender
@@ -77,6 +78,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
         self._tasks = Tasks()
         self._sender: Sender | None = None
         self._admin: Any = None
+        self._connections: Connections
         self._readers: dict[Reader, None] = {}
         self._discretion = Discretion()
 
@@ -133,10 +135,11 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
         """
         check_prefetch(prefetch)
         await self.declare(topic, () if group is None else (group,))
-        name, consumer = topic_name(topic), self._consumer(topic, group, lease)
+        name, options = topic_name(topic), self.cluster.client(REQUEST)
+        consumer = self._consumer(topic, group, lease, options)
         reader = Reader(
-            consumer, name, prefetch=prefetch, grace=lease / 3, grouped=group is not None,
-            bury=partial(self._bury, topic, group),
+            consumer, Connections(consumer._client, options), name,
+            prefetch=prefetch, grace=lease / 3, grouped=group is not None, bury=partial(self._bury, topic, group),
         )  # fmt: skip
         self._readers[reader] = None
         jobs = [self._tasks.start(reader.start(OPENING), f"subscribing to {name}")]
@@ -171,33 +174,18 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
             enable_idempotence=True, acks="all", max_batch_size=BATCH,
             max_request_size=self.cluster.max_bytes + 65_536, **options,
         )  # fmt: skip
-        self._sender = Sender(producer, self.cluster.max_bytes, self._tasks)
+        self._sender = Sender(producer, Connections(producer.client, options), self.cluster.max_bytes, self._tasks)
         self._admin = library.admin.AIOKafkaAdminClient(**options)
+        self._connections = Connections(self._admin._client, options)
         try:
             async with asyncio.timeout(OPENING):
                 await self._admin.start()
                 await producer.start()
                 self._sender.watch()
-        except (library.errors.KafkaError, TimeoutError) as error:
-            error = await self._refusal(options) or error
+        except (library.errors.KafkaError, OSError) as error:
             at, why = f"kafka://{','.join(self.cluster.servers)}", f"{type(error).__name__}: {error}"
             raise (shut_out(at, why) if is_shut(error) else Lost(f"{at}: {why}")) from None
         self._closed = ""
-
-    async def _refusal(self, options: dict[str, Any]) -> Exception | None:
-        """Return why a server does not let us in, or cannot be reached, which the client only logs."""
-        library, found = aiokafka(), None
-        options = {name: value for name, value in options.items() if name != "bootstrap_servers"}
-        for server in self.cluster.servers:
-            host, _, port = server.rpartition(":")
-            try:
-                async with asyncio.timeout(REQUEST / len(self.cluster.servers)):
-                    connection = await library.conn.create_conn(host.strip("[]"), int(port), **options)
-            except (library.errors.KafkaError, OSError, TimeoutError) as error:
-                found = found if found is not None and not is_shut(error) else error
-            else:
-                connection.close()
-        return found
 
     async def _close(self, *before: "asyncio.Task[None]") -> None:
         """Close in good order as far as time allows, then cut."""
@@ -208,7 +196,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
             reader.lose(self._closed)
         sender, admin, self._sender, self._admin = self._sender, self._admin, None, None
         jobs = [] if sender is None else [sender.close(self._closed, CLOSING)]
-        jobs += [] if admin is None else [admin.close()]
+        jobs += [] if admin is None else [self._connections.end(admin.close(), CLOSING)]
         for job in jobs:
             _ = self._tasks.start(job, "closing")
         await self._tasks.end(1.5 * CLOSING)
@@ -244,7 +232,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
                 error = aiokafka().errors.for_code(found["error_code"])
                 raise error(f"{found['topic']}: {error.description}; create it, or leave out declare=false")
 
-    def _consumer(self, topic: str, group: str | None, lease: float) -> Any:
+    def _consumer(self, topic: str, group: str | None, lease: float, options: dict[str, Any]) -> Any:
         session = min(max(lease, SESSIONS[0]), SESSIONS[1])
         return aiokafka().AIOKafkaConsumer(
             group_id=None if group is None else group_id(topic, group),
@@ -254,5 +242,5 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
             heartbeat_interval_ms=int(HEARTBEAT * 1_000),
             rebalance_timeout_ms=int((lease / 3 + SESSIONS[0]) * 1_000),
             max_poll_interval_ms=NEVER,
-            **self.cluster.client(REQUEST),
+            **options,
         )

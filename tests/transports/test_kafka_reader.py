@@ -53,7 +53,7 @@ class Client:
 
 
 def reader_of(client: Client) -> Reader:
-    return Reader(client, "t", prefetch=10, grace=0.01, grouped=True, bury=SimpleNamespace())
+    return Reader(client, SimpleNamespace(), "t", prefetch=10, grace=0.01, grouped=True, bury=SimpleNamespace())
 
 
 async def fed(client: Client, reader: Reader, *polls: dict[TopicPartition, list[Record]]) -> None:

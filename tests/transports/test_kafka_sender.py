@@ -38,7 +38,7 @@ async def test_giving_up_leaves_no_error_that_nobody_looks_at(complaints: list[A
     """A batch that waits to be sent again fails with the others, and the event loop has nothing to complain about."""
     batches, partition = {"all": accumulator()}, TopicPartition("t", 0)
     message = await batches["all"].add_message(partition, None, b"x", 5)
-    sender = Sender(SimpleNamespace(_message_accumulator=batches["all"]), 10, SimpleNamespace())
+    sender = Sender(SimpleNamespace(_message_accumulator=batches["all"]), SimpleNamespace(), 10, SimpleNamespace())
     batches["all"].reenqueue(batches["all"]._pop_batch(partition))
     sender._fail_all(OSError("gone"))
     await asyncio.wait([message])
@@ -54,7 +54,7 @@ async def test_batch_that_is_over_while_it_waits_to_be_sent_again(complaints: li
     """Its time may be over then, and the event loop has nothing to complain about."""
     batches, partition = accumulator(), TopicPartition("t", 0)
     message = await batches.add_message(partition, None, b"x", 5)
-    Sender(SimpleNamespace(_message_accumulator=batches), 10, SimpleNamespace())
+    Sender(SimpleNamespace(_message_accumulator=batches), SimpleNamespace(), 10, SimpleNamespace())
     batch = batches._pop_batch(partition)
     batches.reenqueue(batch)
     batch.failure(OSError("too late"))
