@@ -190,7 +190,7 @@ for limits in (Limits(), Limits(body=10**8)):
 print("alive")
 """
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=50)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "alive"
 

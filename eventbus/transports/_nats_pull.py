@@ -19,14 +19,11 @@ import anyio
 from eventbus.errors import Lost, SettleError
 from eventbus.transport import Delivery
 from eventbus.transports._nats_line import Answer, Line, Message, is_unheard
+from eventbus.transports._nats_pin import GROUP, Pin
 from eventbus.transports._nats_wire import dead_headers, to_wire
 
-__all__ = ("GROUP", "KEEP", "Pulled", "Puller", "Source")
+__all__ = ("Pulled", "Puller", "Source")
 
-GROUP = "eventbus"
-"""The one priority group of an ordered consumer; who is pinned in it gets everything."""
-KEEP = 0.5
-"""Seconds between two words of a pinned client, without which another would be pinned."""
 LINGER = 10.0
 """Seconds that a pull request waits at the server."""
 BEAT = 1.5
@@ -138,8 +135,7 @@ class Puller:
         self._next = ""
         self._asked = 0
         self._heard = 0.0
-        self._pin = ""
-        self._kept = 0.0
+        self._pin = Pin(source.lease) if source.pinned else None
         self._ticking = False
         self._verbs: list[tuple[str, bytes, asyncio.Future[str]]] = []
 
@@ -155,7 +151,7 @@ class Puller:
     async def receive(self) -> Delivery:
         """Return the next message."""
         while True:
-            while self._buffer:
+            while self._buffer and not (self._pin and self._pin.gathering):
                 pulled = self._buffer.pop(0)
                 if not pulled.lapsed():
                     return pulled
@@ -183,7 +179,7 @@ class Puller:
         stream, consumer = self.source.stream, self.source.consumer
         if self.source.ephemeral:
             await self.line.api(f"CONSUMER.DELETE.{stream}.{consumer}")
-        elif self._pin:
+        elif self._pin and self._pin.id:
             await self.line.api(f"CONSUMER.UNPIN.{stream}.{consumer}", {"group": GROUP})
 
     def lose(self, why: str) -> None:
@@ -203,11 +199,19 @@ class Puller:
         """Look after pull requests: ask again, stay pinned, and notice when nothing is heard any more."""
         if self._asked and now - self._heard > SILENCE:
             self._lose(f"{self.source.name} has given no sign for {SILENCE:g} s")
-        if self._pin and now - self._kept >= min(KEEP, self.source.lease / 4):
-            self._kept = now
-            body = {"batch": 1, "no_wait": True, "max_bytes": 1, "group": GROUP, "id": self._pin}
-            self.line.request(self._next, json.dumps(body).encode()).add_done_callback(self._kept_pin)
+        if self._pin:
+            self._keep_pin(self._pin, now)
         self._tick()
+
+    def _keep_pin(self, pin: Pin, now: float) -> None:
+        ends = [pulled.until for pulled in self._open.values()]
+        if pin.lapsed(ends, now):
+            self._lose(f"a lease of {self.source.name} has run out, and with it the right to keep its order")
+        elif pin.due(ends, now):
+            body = {"batch": 1, "no_wait": True, "max_bytes": 1, **pin.terms()}
+            self.line.request(self._next, json.dumps(body).encode()).add_done_callback(self._kept_pin)
+        if pin.calm(now):
+            self._news.set()
 
     def forget(self, pulled: Pulled) -> None:
         """Count a delivery as unsettled no more."""
@@ -261,16 +265,16 @@ class Puller:
             self._status(message)
             return
         self._asked = max(self._asked - 1, 0)
-        if self.source.pinned and message.headers:
-            self._pin = message.headers.get("Nats-Pin-Id") or self._pin
         pulled = Pulled(self, message, self._heard + self.source.lease)
+        if self._pin:
+            self._pin.hear(message, pulled.attempt, self._heard)
         if self.lost:
             self.line.send(pulled.reply, b"-NAK")
             return
         if (before := self._open.get(pulled.place)) is not None:
             before.until = 0.0
         self._open[pulled.place] = pulled
-        if self.source.pinned:
+        if self._pin:
             insort(self._buffer, pulled, key=attrgetter("place"))
         else:
             self._buffer.append(pulled)
@@ -283,11 +287,11 @@ class Puller:
         status, words = headers.get("Status", ""), headers.get("Description", "")
         if status == "100":
             return
-        batch = message.subject.rpartition(".")[2]
-        self._asked = max(self._asked - int(headers.get("Nats-Pending-Messages", batch)), 0)
+        left = headers.get("Nats-Pending-Messages", message.subject.rpartition(".")[2])
+        self._asked = max(self._asked - int(left), 0)
         if status == "503" or words in ("Consumer Deleted", "Consumer is push based"):
             self._lose(f"{self.source.name} is gone")
-        elif status == "423" and self._pin:
+        elif status == "423" and self._pin and self._pin.id:
             self._lose(f"{self.source.name} went to another process")
         elif status == "400":
             self._lose(f"{self.source.name} is not as it should be: {words}")
@@ -344,8 +348,9 @@ class Puller:
 
     def _pull(self) -> None:
         """Ask for as many messages as there is credit, unless enough are asked for."""
-        credit = self.source.prefetch - len(self._open) - self._asked
-        limit = 0 if self.source.pinned and not self._pin else self.source.prefetch // 2
+        pin, prefetch = self._pin, self.source.prefetch
+        taken = 0 if pin and pin.gathering else len(self._open)  # what our predecessor left has to come, all of it
+        credit, limit = prefetch - taken - self._asked, 0 if pin and not pin.id else prefetch // 2
         if credit <= 0 or self._asked > limit:
             return
         if not self._asked:
@@ -354,10 +359,8 @@ class Puller:
         body: dict[str, object] = {
             "batch": credit, "expires": int(LINGER * NANO), "idle_heartbeat": int(BEAT * NANO),
         }  # fmt: skip
-        if self.source.pinned:
-            body["group"] = GROUP
-            if self._pin:
-                body["id"] = self._pin
+        if pin:
+            body |= pin.terms()
         self.line.send(self._next, json.dumps(body).encode(), reply=f"{self._inbox}.{credit}")
 
     async def _drain(self) -> None:
@@ -376,7 +379,7 @@ class Puller:
         """Give messages back in their order."""
         done: asyncio.Future[str] | None = None
         for pulled in sorted(some, key=attrgetter("place")):
-            if not pulled.settled and not pulled.lapsed():
+            if not (pulled.settled or pulled.lapsed()):
                 pulled.until = 0.0
                 done = self.line.loop.create_future()
                 self._verbs.append((pulled.reply, b"-NAK", done))

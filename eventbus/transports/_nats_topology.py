@@ -8,7 +8,8 @@ from eventbus.clock import new_id
 from eventbus.errors import Lost, Refused
 from eventbus.transports import _nats_address as names
 from eventbus.transports._nats_line import Line
-from eventbus.transports._nats_pull import GROUP, KEEP, Source
+from eventbus.transports._nats_pin import GROUP, KEEP
+from eventbus.transports._nats_pull import Source
 
 __all__ = ("Topology",)
 

@@ -385,7 +385,7 @@ async def main(url, topic, ordered):
     options = {"group": "g", "prefetch": 10, "lease": 2.0, "ordered": ordered == "1"}
     async with connect(url) as transport, transport.subscribe(topic, **options) as subscription:
         for _ in range(10):
-            print((await subscription.receive()).wire.body.decode(), flush=True)
+            print(int((await subscription.receive()).wire.body), flush=True)
         await anyio.sleep_forever()
 
 anyio.run(main, *sys.argv[1:])
@@ -396,22 +396,26 @@ def child(command: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(
+    ("ordered", "after", "size"), [(False, 0.0, 0), (True, 0.0, 0), (True, 0.0, 100_000), (True, 3.5, 100_000)]
+)
 async def test_what_a_killed_process_held_comes_to_another_within_its_lease(
-    nats: Server, topic: str, ordered: bool
+    nats: Server, topic: str, ordered: bool, after: float, size: int
 ) -> None:
+    """In order where order is kept, though the server sends it in another, and large messages one after another."""
     async with connect(nats.url) as transport:
         await transport.declare(topic, ["g"])
         for wire in numbered(30, key="k"):
-            await transport.publish(topic, [wire])
+            await transport.publish(topic, [replace(wire, body=wire.body + b" " * size)])
         command = [sys.executable, "-c", CHILD, nats.url, topic, str(int(ordered))]
         with child(command) as process:
             assert process.stdout is not None
             held = [int(await anyio.to_thread.run_sync(process.stdout.readline)) for _ in range(10)]
+            await anyio.sleep(after)
             process.kill()
         got: list[int] = []
         async with group(transport, topic, lease=2.0, ordered=ordered) as subscription:
-            with anyio.fail_after(2.0 + 2.0 + 2.0):
+            with anyio.fail_after(2.0 + 2.0 + 6.0):
                 while len({*got}) < 30:
                     delivery = await subscription.receive()
                     got.append(int(delivery.wire.body))
@@ -419,6 +423,26 @@ async def test_what_a_killed_process_held_comes_to_another_within_its_lease(
     assert sorted(got) == [*range(30)]
     assert held == [*range(10)]
     assert not ordered or got == [*range(30)]
+
+
+async def test_what_was_left_to_its_lease_comes_again_in_order(nats: Server, topic: str) -> None:
+    """Who is pinned and lets its leases run out ends, so that nothing overtakes what comes again."""
+    async with (
+        connect(nats.url) as one,
+        connect(nats.url) as other,
+        group(one, topic, prefetch=10, lease=2.0, ordered=True) as first,
+    ):
+        await one.publish(topic, numbered(10, key="k"))
+        held = await take(first, 10)
+        with anyio.fail_after(2.0 + LEASE), pytest.raises(Lost, match="run out"):
+            await first.receive()
+        with pytest.raises(SettleError):
+            await held[0].ack()
+        async with group(other, topic, prefetch=10, lease=2.0, ordered=True) as second:
+            again = await take(second, 10, 10.0)
+            assert [int(delivery.wire.body) for delivery in again] == [*range(10)]
+            for delivery in again:
+                await delivery.ack()
 
 
 async def test_a_pinned_consumer_without_credit_stays_pinned(nats: Server, topic: str) -> None:
