@@ -37,6 +37,8 @@ DELAY = 0.05
 
 SILENT = 15.0
 """Seconds within which a broker that says nothing any more is said to be lost."""
+LARGE = 50_000
+"""Bytes of a message that arrives in pieces."""
 
 
 def settles_remotely(capabilities: Capabilities) -> bool:
@@ -171,21 +173,23 @@ async def _is_lost_publishing(desk: Desk) -> None:
 
 
 async def one_owner(bench: Bench) -> None:
-    """Hand out nothing in order any more by the time that another does, though the network swallows everything."""
+    """Hand out nothing in order any more by the time that another does, all of it in order, though the network is gone."""
+    sent = [replace(wire, body=wire.body.ljust(LARGE)) for wire in letters(20, key="k")]  # each comes by itself
     async with (
         broker_of(bench).network() as network,
         opened(bench, "a", ordered=True) as desk,
         network.make() as transport,
         Desk(bench, transport, desk.topic).subscribe(ordered=True) as first,
     ):
-        await desk.publish(letters(1, key="k"))
+        await desk.publish(sent[:1])
         await desk.take(first, 1)
-        for wire in letters(5, key="k"):
+        for wire in sent[1:]:
             await desk.publish([wire])
         await anyio.sleep(bench.quiet)
         network.swallow()
         async with desk.subscribe(ordered=True) as second:
-            await desk.take(second, 1, within=SILENT)
+            got = [delivery.wire.id for delivery in await desk.take(second, len(sent), within=SILENT)]
+            require(got == [wire.id for wire in sent], "what the other had held came in another order, or twice")
             with suppress(TransportError):
                 await desk.silence(first, "another has its key by now")
 
