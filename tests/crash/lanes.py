@@ -53,11 +53,11 @@ def module(part: Lanes) -> Module:
 async def play(part: Lanes) -> None:
     """Publish every step of every key, one after another, or handle until nothing waits."""
     async with kept(part.store) as store:
-        limits = Limits(lease=LEASE, sweep=0.2, drain=5.0)
+        limits = Limits(lease=LEASE, sweep=max(0.2, part.keys * part.each / 50_000), drain=5.0)
         bus = EventBus(module(part), name="lanes", store=store, routes={"lanes.*": "store"}, limits=limits)
         async with bus.running(consume=not part.publishes):
             if not part.publishes:
-                await wait_for_nothing(bus, store)
+                await wait_for_nothing(store)
                 return
             async with anyio.create_task_group() as group:
                 for first in range(4):
