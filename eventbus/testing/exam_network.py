@@ -173,7 +173,7 @@ async def _is_lost_publishing(desk: Desk) -> None:
 
 
 async def one_owner(bench: Bench) -> None:
-    """Hand out nothing in order any more by the time that another does, and all in order, though the network is gone."""
+    """Hand out nothing in order any more by the time that another does, and all in order, though the network is off."""
     sent = [replace(wire, body=wire.body.ljust(LARGE)) for wire in letters(20, key="k")]  # each comes by itself
     async with (
         broker_of(bench).network() as network,
