@@ -87,7 +87,7 @@ async def test_an_outage_delays_and_nothing_else(broker: tuple[Server, str], nam
         before = sent
         assert len(attempts) < sent
         await anyio.to_thread.run_sync(server.start)
-        await until(lambda: len(attempts) == before, PATIENCE)
+        await until(lambda: len(attempts) == before, PATIENCE + OUTAGE)
         assert await bus.dead.find() == []
     assert set(attempts.values()) == {1}
     assert rows(tmp_path / "s.db", "SELECT MAX(failures) FROM eventbus_entry") == [(0,)]
