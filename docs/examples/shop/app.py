@@ -64,7 +64,7 @@ bus = EventBus(
     live="push",
     routes={OrderPlaced: "store"},
     middleware=[tell_failures],
-    limits=Limits(lease=LEASE, sweep=0.5),  # what a killed process had in hand is taken over within 2.5 s
+    limits=Limits(lease=LEASE, sweep=0.5),  # together the time until a killed process is taken over
 )
 
 
