@@ -101,7 +101,7 @@ class Setback:
 
 def new_id() -> str:
     """Return a UUID of version 7 (RFC 9562 §5.7) as text: unique, and ordered by the millisecond of its making."""
-    return _uuid7(os.urandom(CHANCE).hex())
+    return _moment(_millisecond()) + _chance(os.urandom(CHANCE).hex())
 
 
 class Ids:
@@ -113,14 +113,18 @@ class Ids:
 
     def __init__(self) -> None:
         self._fetched: deque[str] = deque()
+        self._last = (0, "")
 
     def __call__(self) -> str:
         """Return a new id; safe from any thread."""
+        now, last = _millisecond(), self._last
+        if last[0] != now:
+            last = self._last = now, _moment(now)
         try:
-            return _uuid7(self._fetched.pop())
+            return last[1] + self._fetched.pop()
         except IndexError:
             chance = os.urandom(CHANCE * FETCHED).hex()
-            self._fetched.extend(chance[start : start + 2 * CHANCE] for start in range(0, len(chance), 2 * CHANCE))
+            self._fetched.extend(_chance(chance[at : at + 2 * CHANCE]) for at in range(0, len(chance), 2 * CHANCE))
             return new_id()
 
     def forget(self) -> None:
@@ -128,10 +132,19 @@ class Ids:
         self._fetched.clear()
 
 
-def _uuid7(chance: str) -> str:
-    moment = f"{time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF:012x}"
-    variant = "89ab"[int(chance[3], 16) & 3]
-    return f"{moment[:8]}-{moment[8:]}-7{chance[:3]}-{variant}{chance[4:7]}-{chance[7:19]}"
+def _millisecond() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _moment(millisecond: int) -> str:
+    """Return the part of an id that tells when it was made."""
+    moment = f"{millisecond & 0xFFFF_FFFF_FFFF:012x}"
+    return f"{moment[:8]}-{moment[8:]}"
+
+
+def _chance(digits: str) -> str:
+    """Return the rest of an id, made of random hexadecimal digits."""
+    return f"-7{digits[:3]}-{'89ab'[int(digits[3], 16) & 3]}{digits[4:7]}-{digits[7:19]}"
 
 
 @dataclass(frozen=True, slots=True)

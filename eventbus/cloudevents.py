@@ -148,6 +148,8 @@ def binary(envelope: Envelope) -> tuple[dict[str, str], bytes]:
     Attributes become ``ce-`` headers and the envelope's headers stand beside them; all are printable ASCII, other
     characters percent-encoded. Raises ``EncodeError``.
     """
+    if (quick := _quick_headers(envelope)) is not None:
+        return quick, envelope.body
     try:
         attributes = _attributes(envelope)
         plain = _PLAIN.fullmatch("".join(attributes.values()))
@@ -160,6 +162,24 @@ def binary(envelope: Envelope) -> tuple[dict[str, str], bytes]:
     except UnicodeEncodeError:
         raise EncodeError(envelope.name, "an attribute or a header has a lone surrogate") from None
     return headers, envelope.body
+
+
+def _quick_headers(envelope: Envelope) -> dict[str, str] | None:
+    """Return the headers of most messages; None for the long way."""
+    id, name, time, source, correlation, _, causation, key, others, version, attempt, due, replyto = envelope
+    texts = (id, name, source, correlation, causation or "", key or "")
+    if others or due is not None or replyto is not None or not _PLAIN.fullmatch("".join(texts)):
+        return None
+    headers = {
+        "ce-specversion": "1.0", "ce-id": id, "ce-type": name, "ce-source": source, "ce-time": _stamp(time, name),
+        "ce-correlationid": correlation, "ce-dataversion": str(version), "ce-attempt": str(attempt),
+        "content-type": "application/json",
+    }  # fmt: skip
+    if causation is not None:
+        headers["ce-causationid"] = causation
+    if key is not None:
+        headers["ce-partitionkey"] = key
+    return headers
 
 
 def from_binary(

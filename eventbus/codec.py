@@ -22,9 +22,9 @@ SHOWN = 5
 TRAVELS = "give the field a type that pydantic writes as JSON, or leave it out of the message"
 
 _MASK = b'"**********"'
+"""What pydantic writes for a secret, as it does ``null`` for a number that JSON has not; both for good reasons too."""
 _REPLACED = "\ufffd".encode()
-_DOUBTFUL = (b"null", b"NaN", b"Infinity", b"**********", _REPLACED)
-"""What pydantic writes for numbers that JSON has not, for secrets, for half a surrogate pair; and for good reasons."""
+"""What it writes for half a surrogate pair."""
 
 
 class BodySchema(GenerateJsonSchema):
@@ -121,8 +121,9 @@ class JSONCodec:
     def _fault(self, adapter: TypeAdapter[Any], message: object, body: bytes) -> str | None:
         if len(body) > self._limits.body:
             return f"its body of {len(body)} bytes is more than Limits(body={self._limits.body})"
-        if any(doubt in body for doubt in _DOUBTFUL):
-            nulls, masks, lost = b"null" in body, _MASK in body, _REPLACED in body
+        nulls, lost = b"null" in body, _REPLACED in body
+        if nulls or lost or b"**********" in body or b"NaN" in body or b"Infinity" in body:
+            masks = _MASK in body
             for value in _leaves(adapter.dump_python(message, round_trip=True, warnings=False)):
                 if nulls and isinstance(value, float) and not math.isfinite(value):
                     return "a number in it is not finite"

@@ -15,7 +15,7 @@ from eventbus.invoker import Invoker, Surroundings
 from eventbus.limits import Limits
 from eventbus.message import check_message_type, is_command
 from eventbus.registry import Registry, Subject
-from eventbus.routes import INLINE, Route
+from eventbus.routes import INLINE, MEMORY, STORE, Route
 
 __all__ = ("Dispatch", "Posting", "Publish")
 
@@ -50,11 +50,16 @@ class Posting:
 class Plan:
     """Hold what one message type asks for when it is published: where it goes, and who handles it at once."""
 
-    __slots__ = ("calls", "fan_out", "inline", "looked_at", "series", "subject", "targets")
+    __slots__ = ("calls", "direct", "fan_out", "inline", "kept", "looked_at", "series", "subject", "targets")
 
-    def __init__(self, subject: Subject, inline: Sequence[Invoker], follows: bool) -> None:
+    def __init__(self, subject: Subject, inline: Sequence[Invoker], follows: bool, durable: bool) -> None:
         self.subject = subject
         self.targets = subject.targets
+        self.kept = tuple(one for one in self.targets if one == STORE or (one != MEMORY and durable))
+        """Targets that get it from the store."""
+        heard = subject.source == MEMORY and bool(subject.routed)
+        self.direct = tuple(one for one in self.targets if one not in self.kept and (one != MEMORY or heard))
+        """Targets that get it at once; memory only if somebody takes it from there."""
         self.inline = inline
         """Every inline handler, in the order of registration."""
         self.series = [place for place, invoker in enumerate(inline) if invoker.transactional]
@@ -124,6 +129,7 @@ class Dispatch:
         self._follows = registry.leaves or any(
             known.injected.needs_context or known.middleware for known in registry.known
         )
+        self._durable = registry.wiring.store is not None
         self._plans: dict[type, Plan] = {}
 
     def publisher(self, type_: type) -> Publish:
@@ -136,6 +142,16 @@ class Dispatch:
             event: Any, key: str | None, delay: float | None, headers: Mapping[str, str] | None, atomic: bool
         ) -> Receipt:
             return (await self.publish([event], key, delay, headers, atomic))[0]
+
+        async def publish_routed(
+            event: Any, key: str | None, delay: float | None, headers: Mapping[str, str] | None, atomic: bool
+        ) -> Receipt:
+            posting = self._posting(plan, event, key, delay, headers)
+            await self._post((posting,), atomic)
+            feed(posting.seed)
+            if plan.inline and (failed := await plan.run(posting.seed)):
+                raise _failed([plan], failed)
+            return Receipt(posting.seed)
 
         async def publish_inline(
             event: Any, key: str | None, delay: float | None, headers: Mapping[str, str] | None, atomic: bool
@@ -154,14 +170,16 @@ class Dispatch:
                 raise _failed([plan], plan.noted(failed))
             return Receipt(seed)
 
-        return publish if plan.targets or plan.series else publish_inline
+        if plan.targets:
+            return publish_routed
+        return publish if plan.series else publish_inline
 
     async def publish(
         self, events: Sequence[object], key: str | None, delay: float | None, headers: Mapping[str, str] | None,
         atomic: bool,
     ) -> list[Receipt]:  # fmt: skip
         """Make events safe where their routes say, then run their inline handlers."""
-        postings = [self._posting(event, False, key, delay, headers) for event in events]
+        postings = [self._posting(self._plan(type(event), False), event, key, delay, headers) for event in events]
         await self._post_routed(postings, atomic)
         failures: list[BaseException] = []
         for posting in postings:
@@ -178,7 +196,7 @@ class Dispatch:
         self, command: object, key: str | None, delay: float | None, headers: Mapping[str, str] | None, atomic: bool
     ) -> Receipt:
         """Send a command through its route, for later."""
-        posting = self._posting(command, True, key, delay, headers)
+        posting = self._posting(self._plan(type(command), True), command, key, delay, headers)
         if self.at_once:
             await self._sole(posting.subject).run(posting.seed)
         elif not posting.plan.targets:
@@ -198,9 +216,12 @@ class Dispatch:
                 await self.publish([message], None, None, None, atomic)
 
     def _posting(
-        self, message: object, command: bool, key: str | None, delay: float | None, headers: Mapping[str, str] | None
+        self, plan: Plan, message: object, key: str | None, delay: float | None, headers: Mapping[str, str] | None
     ) -> Posting:
-        plan = self._plan(type(message), command)
+        cause = current.get()
+        seed = [message, None, None, 0, self.runtime] if cause is None else follow(message, cause, self.runtime)
+        if key is None and delay is None and not headers:
+            return Posting(plan, seed, 0.0)
         subject = plan.subject
         if key is not None and (not isinstance(key, str) or not key):
             raise ValueError(f"key= takes text that is not empty, not {key!r}")
@@ -214,8 +235,6 @@ class Dispatch:
         headers = MappingProxyType(dict(headers)) if headers else EMPTY  # the publisher may go on with its own
         if headers:
             check_headers(headers, self.limits, subject.spec.name)
-        cause = current.get()
-        seed = [message, None, None, 0, self.runtime] if cause is None else follow(message, cause, self.runtime)
         if key is not None or headers:
             above = None if cause is None else origin_of(cause)
             seed[1] = Origin(message, self.runtime, above, key, headers)
@@ -226,7 +245,7 @@ class Dispatch:
         if plan is None:
             subject = self._look_up(type_)
             inline = [self.invokers[known.handler.name] for known in subject.inline]
-            plan = self._plans[type_] = Plan(subject, inline, self._follows)
+            plan = self._plans[type_] = Plan(subject, inline, self._follows, self._durable)
         if plan.subject.command is not command:
             raise TypeError(
                 f"enqueue() takes a command; {type_.__name__} is an event: publish() it"

@@ -9,6 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, current_token
 
+from eventbus._loop import here, runs_in
 from eventbus.broadcast import Broadcast
 from eventbus.channel import Source
 from eventbus.claims import Claims
@@ -71,15 +72,11 @@ class Engine:
         """Raise ``NotRunningError`` or ``WrongLoopError`` unless this is where the bus runs."""
         if self._home is None:
             raise NotRunningError(operation, self.state)
-        token, process = self._home
+        loop, process = self._home
         if process != os.getpid():
             raise WrongLoopError(operation, "a forked child process")
-        try:
-            here = current_token()
-        except RuntimeError as error:
-            raise WrongLoopError(operation, "a thread without an event loop") from error
-        if here != token:
-            raise WrongLoopError(operation, "another event loop")
+        if not runs_in(loop):
+            raise WrongLoopError(operation, "another event loop" if here() else "a thread without an event loop")
 
     def wake(self, recipients: frozenset[str] | None = None) -> None:
         """Let the worker look for what was written here for some recipients; None: elsewhere, for anybody."""
@@ -260,7 +257,8 @@ class Engine:
         return ledger
 
     def _post(self, postings: Sequence[Posting], atomic: bool) -> Awaitable[None]:
-        self.require(f"publishing {postings[0].subject.spec.name!r}, which has a route,")
+        if self._home is None or self._home[1] != os.getpid() or not runs_in(self._home[0]):
+            self.require(f"publishing {postings[0].subject.spec.name!r}, which has a route,")
         return self.entries.post(postings, atomic)
 
     async def _follow(self, messages: Iterable[object]) -> None:

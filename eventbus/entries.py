@@ -21,7 +21,7 @@ from eventbus.limits import Limits
 from eventbus.link import Link
 from eventbus.middleware import Outgoing
 from eventbus.registry import Registry
-from eventbus.routes import MEMORY, STORE
+from eventbus.routes import STORE
 from eventbus.store import NewEntry, Recipient, Transaction, Unit
 from eventbus.transport import Capabilities, Wire
 
@@ -119,6 +119,7 @@ class Entries:
         self._links = links
         self._store = registry.wiring.store
         self._source = registry.owner
+        self._codec = registry.wiring.codec
         self._wake = wake
         self._spawn = spawn
         middleware: Sequence[object] = registry.wiring.middleware
@@ -242,17 +243,14 @@ class Entries:
         entries: list[NewEntry] = []
         actions: list[Action] = []
         for posting in postings:
-            kept = [one for one in posting.plan.targets if one == STORE or (one != MEMORY and self._store)]
+            kept, direct = posting.plan.kept, posting.plan.direct
             if kept and level is None and atomic:
                 raise NoTransactionError(posting.subject.spec.name, kept[0])
             envelope = self._envelope(posting)
             if kept:
                 away = [Recipient(outward(self._source, one), ordered=True) for one in kept if one != STORE]
                 entries.append(entry_of(envelope, posting.delay, away, STORE in kept))
-            for target in posting.plan.targets:
-                heard = target != MEMORY or (posting.subject.source == MEMORY and posting.subject.routed)
-                if target not in kept and heard:
-                    actions.append(partial(self._publish, target, envelope, posting.delay))
+            actions += [partial(self._publish, target, envelope, posting.delay) for target in direct]
         if level is not None:
             stands = level.unit.stands()
             level.entries += [(stands, entry) for entry in entries]
@@ -269,18 +267,12 @@ class Entries:
         key = origin.key if origin.key is not None else spec.key_of(origin.message)
         if key is not None:
             check_key(key, spec.name)
+        body = self._codec.encode(origin.message)
+        headers = self._headers(origin.headers) if self._outgoing else origin.headers
+        id, correlation, causation, time = identity
         return Envelope(
-            id=identity.id,
-            name=spec.name,
-            version=spec.version,
-            time=identity.time,
-            source=self._source,
-            correlation=identity.correlation,
-            causation=identity.causation,
-            key=key,
-            headers=self._headers(origin.headers) if self._outgoing else origin.headers,
-            body=self._registry.wiring.codec.encode(origin.message),
-        )
+            id, spec.name, time, self._source, correlation, body, causation, key, headers, spec.version
+        )  # fmt: skip
 
     def _headers(self, given: Mapping[str, str]) -> Mapping[str, str]:
         """Add what middleware lets travel along; what could not travel stays here, rather than the message."""

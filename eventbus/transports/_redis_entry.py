@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from pydantic_core import from_json, to_json
+
 from eventbus.context import EMPTY
 from eventbus.transport import Wire
 
@@ -14,13 +16,13 @@ def encode(wire: Wire) -> tuple[str | bytes, ...]:
     """Return a wire as the fields and values of an entry.
 
     >>> encode(Wire("1", b"{}", {"x": "y"}))
-    ('id', '1', 'headers', '{"x": "y"}', 'body', b'{}')
+    ('id', '1', 'headers', b'{"x":"y"}', 'body', b'{}')
     """
     fields: tuple[str | bytes, ...] = ("id", wire.id)
     if wire.key is not None:
         fields += ("key", wire.key)
     if wire.headers:
-        fields += ("headers", json.dumps(dict(wire.headers)))
+        fields += ("headers", to_json(dict(wire.headers)))
     return (*fields, "body", wire.body)
 
 
@@ -43,8 +45,8 @@ def decode(entry: bytes, flat: Sequence[bytes]) -> Wire:
 def texts(data: bytes) -> Mapping[str, str]:
     """Return what is a JSON object of texts; of anything else, nothing."""
     try:
-        found: Any = json.loads(data)
-    except (ValueError, RecursionError):
+        found: Any = from_json(data)
+    except ValueError:
         return EMPTY
     if not isinstance(found, dict):
         return EMPTY

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from time import monotonic
@@ -15,7 +16,7 @@ from eventbus.transport import Wire
 from eventbus.transports._redis_entry import decode
 from eventbus.transports._redis_link import Command, Line, Session, refusal
 from eventbus.transports._redis_reader import POLL, Reader
-from eventbus.transports._redis_scripts import CLAIM, LEAVE, OWN, REJECT, SETTLE, TAKE, TIDY
+from eventbus.transports._redis_scripts import ACK, CLAIM, KEEP, LEAVE, OWN, REJECT, TAKE, TIDY
 
 __all__ = ("GroupReader", "Membership")
 
@@ -26,9 +27,6 @@ TIDY_EVERY = 10.0
 
 FORGET_AFTER = 3_600_000
 """Milliseconds of silence after which a consumer without messages is forgotten."""
-
-ACK = -1
-"""The idle time that stands for an acknowledgement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ class Copy:
     async def ack(self) -> None:
         """Settle it as done."""
         if self._first():
-            await self.desk.write(self, ACK)
+            await self.desk.ack(self)
 
     async def retry(self, after: float) -> None:
         """Settle it as to come again in ``after`` seconds, at most a lease; 0 hands it back and counts no attempt."""
@@ -98,54 +96,78 @@ class Copy:
         return first
 
 
-class Desk:
-    """Settle what one reader has taken: all of one turn of the event loop in one command, each if it is still ours."""
+class Batch:
+    """Gather what is written about entries within one turn of the event loop, and write it by one command."""
 
-    def __init__(self, line: Line, member: Membership, reader: "GroupReader") -> None:
-        self.line = line
-        self.member = member
-        self._reader = reader
-        self._batch: list[tuple[Copy, int, bool, asyncio.Future[str]]] = []
+    def __init__(self, desk: "Desk", command: Command) -> None:
+        self._desk = desk
+        self._command = command
+        self._rows: list[tuple[Copy, float | None, asyncio.Future[str]]] = []
+        self._arguments: list[str | bytes | int] = []
 
-    async def write(self, copy: Copy, idle: int, *, uncounted: bool = False) -> None:
-        """Acknowledge an entry, or let it have been idle for so many milliseconds, this delivery counted or not."""
-        if self._reader.left:
+    async def add(self, copy: Copy, after: float | None, arguments: Sequence[str | bytes | int]) -> None:
+        """Write about an entry, which may come again in ``after`` seconds. Raises ``SettleError``."""
+        if self._desk.left():
             raise SettleError("the subscription was left, so the message went back")
         told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        if not self._batch:
-            self._send(self._batch)
-        self._batch.append((copy, idle, uncounted, told))
+        if not self._rows:
+            self._send(self._rows)
+        self._rows.append((copy, after, told))
+        self._arguments += arguments
         if why := await told:
             raise SettleError(why)
 
-    def _send(self, batch: list[tuple[Copy, int, bool, "asyncio.Future[str]"]]) -> None:
+    def _send(self, rows: list[tuple[Copy, float | None, "asyncio.Future[str]"]]) -> None:
         def commands() -> list[Command]:
-            self._batch = []
-            arguments: list[str | bytes | int] = [self.member.group, self.member.consumer]
-            for copy, idle, uncounted, _ in batch:
-                arguments += (copy.entry, idle, int(uncounted))
-            return [("EVAL", SETTLE, 1, self.member.stream, *arguments)]
+            arguments, self._rows, self._arguments = self._arguments, [], []
+            return [(*self._command, *arguments)]
 
         def done(future: "asyncio.Future[list[Any]]") -> None:
-            if self._batch is batch:
-                self._batch = []
+            if self._rows is rows:
+                self._rows, self._arguments = [], []
             failure = future.exception() or refusal(future.result()[0])
-            for index, (copy, idle, _, told) in enumerate(batch):
-                kept = failure is None and future.result()[0][index]
-                self._written(copy, idle, kept=bool(kept))
+            lost = frozenset[bytes]() if failure else frozenset[bytes](future.result()[0])
+            for copy, after, told in rows:
+                kept = not failure and copy.entry not in lost
+                self._desk.written(copy, after, kept=kept)
                 if not told.done():
                     lapsed = f"the lease of message {copy.wire.id} is over: another consumer may have it"
                     told.set_result("" if kept else str(failure or lapsed))
 
         try:
-            self.line.put(commands).add_done_callback(done)
+            self._desk.line.put(commands).add_done_callback(done)
         except Lost as error:
             raise SettleError(str(error)) from error
 
-    def _written(self, copy: Copy, idle: int, *, kept: bool) -> None:
+
+class Desk:
+    """Settle what one reader has taken: all of one turn of the event loop in one command, each if it is still ours."""
+
+    def __init__(self, line: Line, member: Membership, reader: "GroupReader", most: int) -> None:
+        self.line = line
+        self.member = member
+        self._reader = reader
+        who = (1, member.stream, member.group, member.consumer)
+        self._acks = Batch(self, ("EVAL", ACK, *who, most))
+        self._keeps = Batch(self, ("EVAL", KEEP, *who))
+
+    async def ack(self, copy: Copy) -> None:
+        """Acknowledge an entry."""
+        await self._acks.add(copy, None, (copy.entry,))
+
+    async def write(self, copy: Copy, idle: int, *, uncounted: bool = False) -> None:
+        """Let an entry have been idle for so many milliseconds, this delivery counted or not."""
+        after = self.member.lease - idle / 1_000
+        await self._keeps.add(copy, after, (copy.entry, idle, int(uncounted)))
+
+    def left(self) -> bool:
+        """Tell whether the subscription was left."""
+        return self._reader.left
+
+    def written(self, copy: Copy, after: float | None, *, kept: bool) -> None:
         """Note what became of an entry, whether or not anybody still waits to know."""
         if copy.settled or not kept:
-            self._reader.release(copy, self.member.lease - idle / 1_000 if kept and idle != ACK else None)
+            self._reader.release(copy, after if kept else None)
 
     async def bury(self, copy: Copy, reason: str) -> None:
         """Copy an entry to the group's dead with the reason, and acknowledge it."""
@@ -178,7 +200,7 @@ class GroupReader(Reader):
     def __init__(self, line: Line, member: Membership, *, prefetch: int, ordered: bool, trim: bool) -> None:
         super().__init__(line.address, member.stream)
         self.member = member
-        self._desk = Desk(line, member, self)
+        self._desk = Desk(line, member, self, prefetch)
         self._prefetch = prefetch
         self._ordered = ordered
         self._trim = trim

@@ -1,26 +1,40 @@
 """What must happen at once on the server: taking, settling and leaving, each only by whoever has the right."""
 
-__all__ = ("CLAIM", "LEAVE", "OWN", "REJECT", "SETTLE", "TAKE", "TIDY")
+__all__ = ("ACK", "CLAIM", "KEEP", "LEAVE", "OWN", "REJECT", "TAKE", "TIDY")
 
-SETTLE = """
-local results = {}
+ACK = """
+local most, held, lost = tonumber(ARGV[3]), {}, {}
+if most <= 16 * (#ARGV - 3) then
+  for _, one in ipairs(redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', most, ARGV[2])) do held[one[1]] = true end
+end
+for i = 4, #ARGV do
+  local id = ARGV[i]
+  if not held[id] then
+    local found = redis.pcall('XPENDING', KEYS[1], ARGV[1], id, id, 1)
+    held[id] = found[1] and found[1][2] == ARGV[2]
+  end
+  if held[id] then redis.call('XACK', KEYS[1], ARGV[1], id) else lost[#lost + 1] = id end
+end
+return lost
+"""
+"""stream | group consumer most id... -> those that are no longer ours; ``most``, what the consumer may hold, is looked
+through at once where that is quicker than asking for each."""
+
+KEEP = """
+local lost = {}
 for i = 3, #ARGV, 3 do
-  local id, idle, mine = ARGV[i], tonumber(ARGV[i + 1]), 0
+  local id = ARGV[i]
   local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], id, id, 1)
   if held[1] and held[1][2] == ARGV[2] then
-    mine = 1
-    if idle < 0 then
-      redis.call('XACK', KEYS[1], ARGV[1], id)
-    else
-      local times = held[1][4] - ARGV[i + 2]
-      redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', idle, 'RETRYCOUNT', times, 'JUSTID')
-    end
+    local times = held[1][4] - ARGV[i + 2]
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', ARGV[i + 1], 'RETRYCOUNT', times, 'JUSTID')
+  else
+    lost[#lost + 1] = id
   end
-  results[#results + 1] = mine
 end
-return results
+return lost
 """
-"""stream | group consumer (id idle uncounted)... -> 1 for each that is still ours; idle < 0 acknowledges."""
+"""stream | group consumer (id idle uncounted)... -> those that are no longer ours; the rest has been idle so long."""
 
 REJECT = """
 local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)

@@ -182,18 +182,25 @@ async def tell(hub: Hub, wires: Sequence[Wire], command: Callable[[Wire], Comman
     """Run one command for each wire. Raises ``PublishError`` with those that failed, and how."""
     failed: dict[int, Lost | Refused] = {}
     commands: dict[int, Command] = {}
+    weight = 0
     for index, wire in enumerate(wires):
-        if len(wire.body) > MAX_BYTES:
-            failed[index] = Refused(f"its body of {len(wire.body)} bytes is larger than {MAX_BYTES}")
-        else:
+        size = len(wire.body)
+        if size > MAX_BYTES:
+            failed[index] = Refused(f"its body of {size} bytes is larger than {MAX_BYTES}")
+            continue
+        try:
             commands[index] = command(wire)
+            weight += size
+        except ValueError as error:
+            failed[index] = Refused(f"JSON cannot carry its headers: {error}")
     if commands:
         try:
-            replies = await hub.line.call([*commands.values()], sum(len(wire.body) for wire in wires))
+            replies = await hub.line.call([*commands.values()], weight)
         except Lost as error:
             failed |= dict.fromkeys(commands, error)
         else:
-            reasons = {index: refusal(reply) for index, reply in zip(commands, replies, strict=True)}
-            failed |= {index: Lost(f"{hub.address}: {why}") for index, why in reasons.items() if why is not None}
+            for index, reply in zip(commands, replies, strict=True):
+                if (why := refusal(reply)) is not None:
+                    failed[index] = Lost(f"{hub.address}: {why}")
     if failed:
         raise PublishError(failed)

@@ -561,6 +561,43 @@ async def test_only_what_was_tried_is_counted(valkey: Server, topic: str) -> Non
         assert counts == [1, 1, 1, 2, 2, 3]
 
 
+@pytest.mark.parametrize("prefetch", [20, 1_000])
+async def test_of_what_is_acknowledged_together_only_what_was_taken_away_fails(
+    prefetch: int, valkey: Server, client: Redis, topic: str
+) -> None:
+    """Among the acknowledgements of one turn, those of messages that another consumer has by now fail, and no other."""
+    async with RedisTransport(valkey.url) as transport, group(transport, topic, prefetch=prefetch) as subscription:
+        await transport.publish(topic, wires(*map(str, range(20))))
+        deliveries = await take(subscription, 20)
+        held = await client.xpending_range(topic, "g", "-", "+", 20)
+        taken = [one["message_id"] for one in held][4:8]
+        await client.xclaim(topic, "g", "thief", 0, taken)
+        failed = list[str]()
+
+        async def acknowledge(delivery: Delivery) -> None:
+            try:
+                await delivery.ack()
+            except SettleError:
+                failed.append(delivery.wire.id)
+
+        async with anyio.create_task_group() as tasks:
+            for delivery in deliveries:
+                tasks.start_soon(acknowledge, delivery)
+        left = await client.xpending_range(topic, "g", "-", "+", 20)
+    assert sorted(failed) == ["4", "5", "6", "7"]
+    assert [(one["message_id"], one["consumer"]) for one in left] == [(id_, b"thief") for id_ in taken]
+
+
+async def test_a_header_that_json_cannot_carry_is_refused(valkey: Server, topic: str) -> None:
+    """Half a surrogate pair in a header is refused by itself; the other messages arrive."""
+    async with RedisTransport(valkey.url) as transport, group(transport, topic) as subscription:
+        with pytest.raises(PublishError) as caught:
+            await transport.publish(topic, [Wire("1", b"{}", {"x": "\ud800"}), Wire("2", b"{}", {"x": "y"})])
+        assert isinstance(caught.value.failed[0], Refused)
+        assert [*caught.value.failed] == [0]
+        assert ids(await take(subscription)) == ["2"]
+
+
 async def test_a_subscription_that_was_left_settles_nothing(valkey: Server, topic: str) -> None:
     """Behind the subscription every verb is a SettleError."""
     async with RedisTransport(valkey.url) as transport:
