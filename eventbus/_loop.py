@@ -9,7 +9,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 
 from eventbus.errors import TransportError
 
-__all__ = ("check_opening", "here", "poster", "runs_in")
+__all__ = ("check_opening", "here", "poster", "surely_in")
 
 
 def here() -> EventLoopToken | None:
@@ -20,12 +20,12 @@ def here() -> EventLoopToken | None:
         return None
 
 
-def runs_in(home: EventLoopToken) -> bool:
-    """Tell whether the caller runs in this event loop; asyncio's own answer is the quick one."""
+def surely_in(home: EventLoopToken) -> bool:
+    """Tell whether the caller runs in this event loop, if asyncio can tell quickly; a forked process is elsewhere."""
     try:
-        return sys.modules["asyncio"].get_running_loop() is home.native_token or here() == home
-    except (KeyError, RuntimeError):  # it is not asyncio's
-        return here() == home
+        return sys.modules["asyncio"].get_running_loop() is home.native_token
+    except (KeyError, RuntimeError):  # it does not run here
+        return False
 
 
 def check_opening(name: str, *, is_open: bool) -> None:

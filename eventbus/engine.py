@@ -9,7 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, current_token
 
-from eventbus._loop import here, runs_in
+from eventbus._loop import here, surely_in
 from eventbus.broadcast import Broadcast
 from eventbus.channel import Source
 from eventbus.claims import Claims
@@ -73,10 +73,12 @@ class Engine:
         if self._home is None:
             raise NotRunningError(operation, self.state)
         loop, process = self._home
+        if surely_in(loop):
+            return
         if process != os.getpid():
             raise WrongLoopError(operation, "a forked child process")
-        if not runs_in(loop):
-            raise WrongLoopError(operation, "another event loop" if here() else "a thread without an event loop")
+        if (place := here()) != loop:
+            raise WrongLoopError(operation, "another event loop" if place else "a thread without an event loop")
 
     def wake(self, recipients: frozenset[str] | None = None) -> None:
         """Let the worker look for what was written here for some recipients; None: elsewhere, for anybody."""
@@ -257,7 +259,7 @@ class Engine:
         return ledger
 
     def _post(self, postings: Sequence[Posting], atomic: bool) -> Awaitable[None]:
-        if self._home is None or self._home[1] != os.getpid() or not runs_in(self._home[0]):
+        if self._home is None or not surely_in(self._home[0]):
             self.require(f"publishing {postings[0].subject.spec.name!r}, which has a route,")
         return self.entries.post(postings, atomic)
 
