@@ -20,20 +20,16 @@ __all__ = ("AsyncLink",)
 T = TypeVar("T")
 
 LONG = 30.0
-"""Seconds after which a listener that hears nothing looks whether its connection is alive."""
+"""Seconds after which a listener looks whether its connection is alive, in case that nothing is heard."""
 
 
 async def _hear_psycopg(driver: Any, wake: Callable[[], None]) -> None:
     await driver.execute(f"LISTEN {CHANNEL}")
     wake()
     while True:
-        heard = False
-        async for _ in driver.notifies(timeout=LONG, stop_after=1):
-            heard = True
-        if heard:
+        async for _ in driver.notifies(timeout=LONG):
             wake()
-        else:
-            await driver.execute("SELECT 1")
+        await driver.execute("SELECT 1")
 
 
 async def _hear_asyncpg(driver: Any, wake: Callable[[], None]) -> None:
