@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from eventbus.errors import Lost, MissingExtraError, PublishError, Refused, SettleError, TransportError
 from eventbus.limits import Limits
-from eventbus.testing.transport_exam import Bench, Check, broker_checks_for, checks_for, examine
+from eventbus.testing.transport_exam import Bench, Broker, Check, broker_checks_for, checks_for, examine
 from eventbus.transport import Delivery, Subscription, Transport, Wire, connect
 from eventbus.transports import _redis_group, _redis_link
 from eventbus.transports.redis import RedisPubSubTransport, RedisTransport
@@ -63,14 +63,8 @@ def faulty(transport: Transport) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def bench(valkey: Server, messages: int) -> Bench:
-    """Return a bench on the real server."""
-
-    async def buried(transport: Transport, topic: str, group: str) -> Sequence[tuple[str, str]]:
-        async with Redis.from_url(valkey.url) as client:
-            entries = await client.xrange(f"{topic}@{group}.dead")
-        return [(fields[b"id"].decode(), fields[b"reason"].decode()) for _, fields in entries]
+def broker_of(valkey: Server, scheme: str, messages: int) -> Broker:
+    """Return what the exam can do to a server that it reaches by a scheme."""
 
     async def delete(topic: str, group: str) -> None:
         async with Redis.from_url(valkey.url) as client:
@@ -86,10 +80,22 @@ def bench(valkey: Server, messages: int) -> Bench:
             channels = await client.pubsub_numsub(topic)
             return [*map(repr, groups), *(f"{topic} {number}" for _, count in channels for number in range(count))]
 
-    broker = broker_at(
-        valkey, "redis://127.0.0.1:{port}/0", proxy=lambda: Proxy(valkey.port), delete=delete, delete_dead=delete_dead,
-        left=left, count=messages,
+    return broker_at(
+        valkey, scheme + "://127.0.0.1:{port}/0", proxy=lambda: Proxy(valkey.port), delete=delete,
+        delete_dead=delete_dead, left=left, count=messages,
     )  # fmt: skip
+
+
+@pytest.fixture
+def bench(valkey: Server, messages: int) -> Bench:
+    """Return a bench on the real server."""
+
+    async def buried(transport: Transport, topic: str, group: str) -> Sequence[tuple[str, str]]:
+        async with Redis.from_url(valkey.url) as client:
+            entries = await client.xrange(f"{topic}@{group}.dead")
+        return [(fields[b"id"].decode(), fields[b"reason"].decode()) for _, fields in entries]
+
+    broker = broker_of(valkey, "redis", messages)
     return Bench(
         make=lambda: RedisTransport(valkey.url), lease=0.6, quiet=0.3, dead=buried, faulty=faulty, broker=broker
     )
@@ -116,6 +122,17 @@ async def test_exam_of_channels(check: Check, valkey: Server) -> None:
     """Pub/Sub passes what it promises."""
     url = valkey.url.replace("redis", "redis+pubsub", 1)
     await examine(Bench(make=lambda: RedisPubSubTransport(url), quiet=0.2), check)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("check", broker_checks_for(CHANNELS), ids=str)
+async def test_exam_of_the_broker_of_channels(check: Check, valkey: Server, messages: int) -> None:
+    """Whatever happens to the server, channels keep what they promise."""
+    url, broker = valkey.url.replace("redis", "redis+pubsub", 1), broker_of(valkey, "redis+pubsub", messages)
+    try:
+        await examine(Bench(make=lambda: connect(url), quiet=0.2, broker=broker), check)
+    finally:
+        valkey.start()
 
 
 def wires(*ids: str, key: str | None = None) -> list[Wire]:
