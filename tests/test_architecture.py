@@ -7,6 +7,7 @@ import ast
 import builtins
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,13 @@ Class = tuple[str, str]
 def sources(package: Path) -> Iterator[tuple[str, ast.Module]]:
     """Yield each file of the package with its syntax tree."""
     for path in sorted(package.rglob("*.py")):
-        yield path.relative_to(package).as_posix(), ast.parse(path.read_text(), str(path))
+        yield path.relative_to(package).as_posix(), parsed(path.read_text())
+
+
+@cache
+def parsed(text: str) -> ast.Module:
+    """Return the syntax tree of a file, which every check reads."""
+    return ast.parse(text)
 
 
 def nodes(package: Path) -> Iterator[tuple[str, ast.AST]]:
