@@ -5,8 +5,8 @@ from typing import Any
 from eventbus._mailbox import Mailbox, Presettled
 from eventbus.clock import new_id
 from eventbus.errors import Lost
-from eventbus.transports._nats_line import Line, Message
-from eventbus.transports._nats_wire import to_wire
+from eventbus.transports._nats_line import Line
+from eventbus.transports._nats_wire import Message, to_wire
 
 __all__ = ("Listener",)
 
@@ -39,10 +39,10 @@ class Listener(Mailbox):
         self._line.pumps.discard(self)
         listener, self._listener = self._listener, None
         if listener is not None and not self._line.lost:
-            await self._line.run(listener.unsubscribe)
+            await self._line.run(lambda: self._line.hush(listener))
 
     def pulse(self, now: float) -> None:
         """Do nothing: the line itself notices its end."""
 
-    async def _arrive(self, message: Message) -> None:
+    def _arrive(self, message: Message) -> None:
         self.put(Presettled(to_wire(message, new_id())))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from eventbus.transports._nats_line import Message
+from eventbus.transports._nats_wire import Message, header
 
 __all__ = ("GROUP", "KEEP", "Pin")
 
@@ -29,7 +29,7 @@ class Pin:
 
     def hear(self, message: Message, attempt: int, now: float) -> None:
         """Note a message, which says who is pinned."""
-        self.id = (message.headers or {}).get("Nats-Pin-Id") or self.id
+        self.id = header(message, "Nats-Pin-Id") or self.id
         self._heard = now
         self.gathering = self.gathering and attempt > 1
 

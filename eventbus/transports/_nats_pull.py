@@ -9,7 +9,7 @@ import asyncio
 import json
 import math
 from bisect import insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -18,9 +18,9 @@ import anyio
 
 from eventbus.errors import Lost, SettleError
 from eventbus.transport import Delivery
-from eventbus.transports._nats_line import Answer, Line, Message, is_unheard
+from eventbus.transports._nats_line import Answer, Line, is_unheard
 from eventbus.transports._nats_pin import GROUP, Pin
-from eventbus.transports._nats_wire import dead_headers, to_wire
+from eventbus.transports._nats_wire import Message, dead_head, header, status, to_wire
 
 __all__ = ("Pulled", "Puller", "Source")
 
@@ -244,8 +244,8 @@ class Puller:
         await self.tell(pulled.reply, b"+TERM")
 
     async def _keep_dead(self, pulled: Pulled, reason: str) -> None:
-        headers = dead_headers(pulled.wire, f"{self.source.consumer}:{self.source.stream}:{pulled.place}", reason)
-        answer = await self.line.request(self.source.dead, pulled.wire.body, headers)
+        head = dead_head(pulled.wire, f"{self.source.consumer}:{self.source.stream}:{pulled.place}", reason)
+        answer = await self.line.request(self.source.dead, pulled.wire.body, head)
         if isinstance(answer, Lost):
             why = str(answer)
         elif is_unheard(answer):
@@ -259,7 +259,7 @@ class Puller:
             f"the dead copy on {self.source.dead!r} could not be stored, so the message comes again: {why}"
         )
 
-    async def _arrive(self, message: Message) -> None:
+    def _arrive(self, message: Message) -> None:
         self._heard = self.line.loop.time()
         if not message.reply.startswith("$JS.ACK."):
             self._status(message)
@@ -283,19 +283,18 @@ class Puller:
 
     def _status(self, message: Message) -> None:
         """Read what the server says about a pull request."""
-        headers: Mapping[str, str] = message.headers or {}
-        status, words = headers.get("Status", ""), headers.get("Description", "")
-        if status == "100":
+        code, words = status(message)
+        if code == "100":
             return
-        left = headers.get("Nats-Pending-Messages", message.subject.rpartition(".")[2])
+        left = header(message, "Nats-Pending-Messages") or message.subject.rpartition(".")[2]
         self._asked = max(self._asked - int(left), 0)
-        if status == "503" or words in ("Consumer Deleted", "Consumer is push based"):
+        if code == "503" or words in ("Consumer Deleted", "Consumer is push based"):
             self._lose(f"{self.source.name} is gone")
-        elif status == "423" and self._pin and self._pin.id:
+        elif code == "423" and self._pin and self._pin.id:
             self._lose(f"{self.source.name} went to another process")
-        elif status == "400":
+        elif code == "400":
             self._lose(f"{self.source.name} is not as it should be: {words}")
-        elif status == "408":
+        elif code == "408":
             self._wake()
 
     def _lose(self, why: str) -> None:
@@ -307,12 +306,12 @@ class Puller:
         """Listen no more."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            await listener.unsubscribe()
+            await self.line.hush(listener)
 
     def _kept_pin(self, coming: "asyncio.Future[Answer]") -> None:
         """Look whether we are pinned still; that there is no message, or none so small, is as it should be."""
         answer = coming.result()
-        if not isinstance(answer, Lost) and (answer.headers or {}).get("Status") == "423" and not self.lost:
+        if not isinstance(answer, Lost) and status(answer)[0] == "423" and not self.lost:
             self._lose(f"{self.source.name} went to another process")
 
     def _wake(self) -> None:
@@ -369,7 +368,7 @@ class Puller:
         async with self._ending:
             listener, self._listener = self._listener, None
             if listener is not None:
-                await listener.drain()
+                await self.line.hush(listener)
                 self._asked = 0
                 await self._hand_back(self._buffer)
             self._stopped = True

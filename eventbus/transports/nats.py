@@ -22,7 +22,7 @@ from eventbus.transports._nats_core import Listener
 from eventbus.transports._nats_line import Answer, Line, is_unheard
 from eventbus.transports._nats_pull import Puller
 from eventbus.transports._nats_topology import Topology
-from eventbus.transports._nats_wire import FRAME, from_wire, unfit
+from eventbus.transports._nats_wire import FRAME, head_of
 
 __all__ = ("NatsCoreTransport", "NatsTransport")
 
@@ -44,6 +44,8 @@ class Reader(Subscription, Protocol):
 
 
 T = TypeVar("T", bound=Reader)
+Failures = dict[int, Lost | Refused]
+"""Place of a wire -> why it is not stored."""
 
 
 class Hull:
@@ -167,10 +169,9 @@ class NatsTransport:
         Raises ``PublishError`` with ``Refused`` for what is too large or has impossible headers, and with ``Lost`` for
         everything else.
         """
-        failed = _unfit(wires, self.capabilities.max_bytes)
-        fit = [index for index in range(len(wires)) if index not in failed]
-        if fit:
-            failed |= await self._publish(topic, wires, fit)
+        heads, failed = _heads(wires, self.capabilities.max_bytes)
+        if heads:
+            failed |= await self._publish(topic, wires, heads)
         if failed:
             raise PublishError(failed)
 
@@ -200,33 +201,33 @@ class NatsTransport:
             raise Lost("the NATS transport is not open")
         return line, self._topology
 
-    async def _publish(self, topic: str, wires: Sequence[Wire], fit: Sequence[int]) -> dict[int, Lost | Refused]:
-        """Publish the fit ones; if no stream takes them, it was deleted: declare it, once."""
+    async def _publish(self, topic: str, wires: Sequence[Wire], heads: dict[int, bytes]) -> Failures:
+        """Publish those that have a head; if no stream takes them, it was deleted: declare it, once."""
         subject = names.subject_of(topic)
-        failed: dict[int, Lost | Refused] = {}
+        failed: Failures = {}
         try:
             line, topology = self._life()
-            homeless = await _send(line, subject, wires, fit, failed)
+            homeless = await _send(line, subject, wires, heads, failed)
             if homeless:
                 await line.run(lambda: topology.declare(topic, ()))
-                fit, homeless = homeless, await _send(line, subject, wires, homeless, failed)
+                heads, homeless = homeless, await _send(line, subject, wires, homeless, failed)
         except Lost as error:
-            return dict.fromkeys(fit, error) | failed
+            return dict.fromkeys(heads, error) | failed
         except TransportError as error:
-            return dict.fromkeys(fit, Lost(str(error))) | failed
+            return dict.fromkeys(heads, Lost(str(error))) | failed
         return failed | dict.fromkeys(homeless, Lost(f"no stream keeps {subject!r}"))
 
 
 async def _send(
-    line: Line, subject: str, wires: Sequence[Wire], fit: Sequence[int], failed: dict[int, Lost | Refused]
-) -> list[int]:
-    """Send wires and wait for all answers; note what failed, and return what no stream has taken."""
-    answers = [line.request(subject, wires[index].body, from_wire(wires[index])) for index in fit]
-    homeless: list[int] = []
-    for index, coming in zip(fit, answers, strict=True):
-        answer = await coming
+    line: Line, subject: str, wires: Sequence[Wire], heads: dict[int, bytes], failed: Failures
+) -> dict[int, bytes]:
+    """Send wires and wait for all answers; note what failed, and return the heads of what no stream has taken."""
+    coming = {index: line.request(subject, wires[index].body, head) for index, head in heads.items()}
+    homeless: dict[int, bytes] = {}
+    for index, future in coming.items():
+        answer = await future
         if not isinstance(answer, Lost) and is_unheard(answer):
-            homeless.append(index)
+            homeless[index] = heads[index]
         elif (failure := _failure(answer)) is not None:
             failed[index] = failure
     return homeless
@@ -243,8 +244,16 @@ def _failure(answer: Answer) -> Lost | Refused | None:
     return Refused(words) if error.get("err_code") == TOO_LARGE else Lost(words)
 
 
-def _unfit(wires: Sequence[Wire], largest: int) -> dict[int, Lost | Refused]:
-    return {index: Refused(why) for index, wire in enumerate(wires) if (why := unfit(wire, largest))}
+def _heads(wires: Sequence[Wire], largest: int) -> tuple[dict[int, bytes], Failures]:
+    """Return what the headers of each wire are as they travel, and which wires never can."""
+    heads: dict[int, bytes] = {}
+    failed: Failures = {}
+    for index, wire in enumerate(wires):
+        try:
+            heads[index] = head_of(wire, largest)
+        except Refused as error:
+            failed[index] = error
+    return heads, failed
 
 
 class NatsCoreTransport:
@@ -286,19 +295,18 @@ class NatsCoreTransport:
 
     async def publish(self, topic: str, wires: Sequence[Wire]) -> None:
         """Return when all wires are written to the connection; who listens, and whether anybody does, is not known."""
-        failed = _unfit(wires, self.capabilities.max_bytes)
-        fit = [index for index in range(len(wires)) if index not in failed]
-        if fit:
+        heads, failed = _heads(wires, self.capabilities.max_bytes)
+        if heads:
             try:
                 line = self._hull.line()
             except Lost as error:
-                raise PublishError(failed | dict.fromkeys(fit, error)) from None
+                raise PublishError(failed | dict.fromkeys(heads, error)) from None
             subject = names.subject_of(topic)
-            for index in fit:
-                line.send(subject, wires[index].body, from_wire(wires[index]))
+            for index, head in heads.items():
+                line.send(subject, wires[index].body, head)
             lost = await line.fence()
             if lost is not None:
-                failed |= dict.fromkeys(fit, lost)
+                failed |= dict.fromkeys(heads, lost)
         if failed:
             raise PublishError(failed)
 
