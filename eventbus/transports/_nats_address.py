@@ -15,6 +15,7 @@ __all__ = ("Address", "consumer_of", "dead_stream_of", "dead_subject_of", "safe_
 LONGEST = 180
 """Characters of a stream's or a consumer's name; the server keeps them as names of directories."""
 PORT = 4222
+SUBJECT = re.compile(r"[^\s.*>$]+(\.[^\s.*>]+)*")
 
 Text = str | None
 SWITCHES = {"true": True, "false": False}
@@ -140,8 +141,7 @@ def safe_name(text: str) -> str:
 
 def subject_of(topic: str) -> str:
     """Return the subject of a topic: its name, if a subject may be called so."""
-    legal = re.fullmatch(r"[^\s.*>$]+(\.[^\s.*>]+)*", topic) is not None and len(topic) <= LONGEST
-    return topic if legal else safe_name(topic)
+    return topic if SUBJECT.fullmatch(topic) and len(topic) <= LONGEST else safe_name(topic)
 
 
 def stream_of(topic: str) -> str:

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -19,7 +19,7 @@ from eventbus._extras import require
 from eventbus.errors import Lost, Refused, TransportError
 from eventbus.transport import shut_out
 from eventbus.transports._nats_address import Address
-from eventbus.transports._nats_wire import Message, status
+from eventbus.transports._nats_wire import Message, frame_of, status
 
 __all__ = ("Answer", "Line", "Pump", "is_unheard")
 
@@ -83,7 +83,6 @@ class Line:
         self.loop = asyncio.get_running_loop()
         self._tasks = tasks
         self._client: Any = None
-        self._protocol: Any = None
         self._complaint = ""
         self._inbox = ""
         self._outbox: deque[Item] = deque()
@@ -97,7 +96,6 @@ class Line:
     async def open(self) -> None:
         """Connect. Raises ``Lost`` if nobody answers, and ``Refused`` if we are not let in."""
         self._client = require("nats.aio.client", extra="nats", what="nats://").Client()
-        self._protocol = require("nats.protocol.command", extra="nats", what="nats://")
         try:
             with anyio.fail_after(PATIENCE):
                 await self._connect()
@@ -113,8 +111,8 @@ class Line:
         self.max_payload = self._client.max_payload
         version = self._client.connected_server_version
         self.version = (int(version.major), int(version.minor))
-        # Between the client's parser and its queues: what arrives is taken as bytes, without a task for each listener
-        # and without looking at each letter of each header, which is most of what the client does for a message.
+        # What arrives is taken as bytes where the client's parser hands it to its queues: no task for each listener,
+        # and no look at each letter of each header, which is most of what the client does with a message.
         self._client._process_msg = self._arrive
         self._inbox = self.inbox()
         await self.listen(f"{self._inbox}.*", self._answered)
@@ -158,14 +156,14 @@ class Line:
             answer.set_result(Lost(f"{size} bytes are more than {self.address} takes"))
         else:
             self._number += 1
-            frame = self._frame(subject, f"{self._inbox}.{self._number}", head, payload)
+            frame = frame_of(subject, f"{self._inbox}.{self._number}", head, payload)
             self._put(Item(frame, self._number, answer, self.loop.time() + PATIENCE))
         return answer
 
     def send(self, subject: str, payload: bytes, head: bytes = b"", reply: str = "") -> None:
         """Send something in its turn."""
         if not self.lost:
-            self._put(Item(self._frame(subject, reply, head, payload)))
+            self._put(Item(frame_of(subject, reply, head, payload)))
 
     def fence(self) -> "asyncio.Future[Lost | None]":
         """Return what is done when all that was sent before is written."""
@@ -194,12 +192,13 @@ class Line:
         self._arrivals[listener._id] = arrive
         return listener
 
-    async def hush(self, listener: Any) -> None:
-        """Listen no more; what is on its way arrives first."""
-        try:
-            await listener.drain()
-        finally:
-            del self._arrivals[listener._id]
+    async def hush(self, listener: Any, *, drain: bool = False) -> None:
+        """Listen no more, at once or when all has arrived that is on its way; call it through ``run``."""
+        await listener.unsubscribe()
+        if drain:
+            await self._client._flush_pending(force_flush=True)  # for a ping overtakes what is not written yet
+            await self._client.flush()
+        del self._arrivals[listener._id]
 
     def inbox(self) -> str:
         """Return a subject that nobody else has."""
@@ -306,11 +305,6 @@ class Line:
         self._outbox.append(item)
         self._news.set()
 
-    def _frame(self, subject: str, reply: str, head: bytes, payload: bytes) -> bytes:
-        if head:
-            return cast("bytes", self._protocol.hpub_cmd(subject, reply, head, payload))
-        return cast("bytes", self._protocol.pub_cmd(subject, reply, payload))
-
     async def _write(self) -> None:
         """Write what callers send, for ever."""
         while True:
@@ -318,21 +312,23 @@ class Line:
                 while len(self._answers) >= WINDOW:
                     self._room.clear()
                     await self._room.wait()
-                # What ``Client.publish`` does with one message, once for many: its own headers cost more than all else.
+                # What the client's ``publish`` does at each message, once for all of this turn. These two are private,
+                # as ``_process_msg`` and ``_id`` are: for them the version of the client has an upper bound.
                 try:
                     await self._client._send_command(b"".join(self._next()))
                     await self._client._flush_pending()
                 except Exception as error:
-                    self._complaint = f"{type(error).__name__}: {error}"
+                    await self._complain(error)
+                    await self._closed()
                 if self._client.is_closed:
                     await self._closed()
             self._news.clear()
             await self._news.wait()
 
     def _next(self) -> Iterator[bytes]:
-        """Yield what is to be written next, and wait for its answers."""
+        """Yield what is to be written at once, and wait for its answers; a fence waits for what stands before it."""
         size = 0
-        while self._outbox and size < CHUNK and len(self._answers) < WINDOW:
+        while self._outbox and size < CHUNK and len(self._answers) < WINDOW and (self._outbox[0].frame or not size):
             item = self._outbox.popleft()
             if not item.frame:
                 self._settle(item, None)

@@ -76,14 +76,16 @@ class Pulled:
     async def ack(self) -> None:
         """Settle it as done; returns when the server knows."""
         if self._settle():
-            await self.puller.settle(self, b"+ACK")
+            self.puller.forget(self)
+            await self.puller.tell(self.reply, b"+ACK")
 
     async def retry(self, after: float) -> None:
         """Settle it as to come again in ``after`` seconds."""
         if not 0 <= after < math.inf:
             raise ValueError(f"retry() takes the seconds to wait, 0 or more, not {after!r}")
         if self._settle():
-            await self.puller.settle(self, _nak(after))
+            self.puller.forget(self)
+            await self.puller.tell(self.reply, _nak(after))
 
     async def reject(self, reason: str) -> None:
         """Settle it as dead: a copy with the reason is stored first."""
@@ -218,11 +220,6 @@ class Puller:
         if self._open.get(pulled.place) is pulled:
             del self._open[pulled.place]
         self._wake()
-
-    async def settle(self, pulled: Pulled, verb: bytes) -> None:
-        """Tell the server what became of a message. Raises ``SettleError``."""
-        self.forget(pulled)
-        await self.tell(pulled.reply, verb)
 
     async def tell(self, reply: str, verb: bytes) -> None:
         """Send a verb together with others of this turn, and wait until the server has it. Raises ``SettleError``."""
@@ -368,7 +365,7 @@ class Puller:
         async with self._ending:
             listener, self._listener = self._listener, None
             if listener is not None:
-                await self.line.hush(listener)
+                await self.line.hush(listener, drain=True)
                 self._asked = 0
                 await self._hand_back(self._buffer)
             self._stopped = True

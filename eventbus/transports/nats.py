@@ -169,9 +169,18 @@ class NatsTransport:
         Raises ``PublishError`` with ``Refused`` for what is too large or has impossible headers, and with ``Lost`` for
         everything else.
         """
-        heads, failed = _heads(wires, self.capabilities.max_bytes)
-        if heads:
-            failed |= await self._publish(topic, wires, heads)
+        waiting, failed = _heads(wires, self.capabilities.max_bytes)
+        subject, why = names.subject_of(topic), None
+        try:
+            line, topology = self._life()
+            waiting = await _send(line, subject, wires, waiting, failed)
+            if waiting:  # their stream was deleted
+                await line.run(lambda: topology.declare(topic, ()))
+                waiting = await _send(line, subject, wires, waiting, failed)
+        except TransportError as error:
+            why = error if isinstance(error, Lost) else Lost(str(error))
+        if waiting:
+            failed |= dict.fromkeys(waiting, why or Lost(f"no stream keeps {subject!r}"))
         if failed:
             raise PublishError(failed)
 
@@ -200,22 +209,6 @@ class NatsTransport:
         if self._topology is None:
             raise Lost("the NATS transport is not open")
         return line, self._topology
-
-    async def _publish(self, topic: str, wires: Sequence[Wire], heads: dict[int, bytes]) -> Failures:
-        """Publish those that have a head; if no stream takes them, it was deleted: declare it, once."""
-        subject = names.subject_of(topic)
-        failed: Failures = {}
-        try:
-            line, topology = self._life()
-            homeless = await _send(line, subject, wires, heads, failed)
-            if homeless:
-                await line.run(lambda: topology.declare(topic, ()))
-                heads, homeless = homeless, await _send(line, subject, wires, homeless, failed)
-        except Lost as error:
-            return dict.fromkeys(heads, error) | failed
-        except TransportError as error:
-            return dict.fromkeys(heads, Lost(str(error))) | failed
-        return failed | dict.fromkeys(homeless, Lost(f"no stream keeps {subject!r}"))
 
 
 async def _send(

@@ -148,3 +148,20 @@ async def test_impossible_headers_are_found_among_usual_ones(
             head_of(wire, 2)
     else:
         assert to_wire(Message("", "", b"{}", head_of(wire, 2)), "") == wire
+
+
+@pytest.mark.parametrize(
+    ("head", "id", "headers"),
+    [
+        (b"NATS/1.0\r\nName:Value\r\nb:\t c : d  \r\n\r\n", "otherwise", {"Name": "Value", "b": "c : d"}),
+        (b"NATS/1.0\r\nNats-Msg-Id: 7\r\nNats-Stream: s\r\na: Nats-\r\n\r\n", "7", {"a": "Nats-"}),
+        (b"NATS/1.0\r\na b: c\r\n\xc3\xa9: c\r\nnothing\r\na: \xff\xc3\xa9\r\n\r\n", "otherwise", {"a": "\ufffdé"}),
+        (b"NATS/1.0\r\na: 1\r\na: 2\r\neventbus-key: %20\r\n\r\n", "otherwise", {"a": "2"}),
+        (b"", "otherwise", {}),
+    ],
+)
+async def test_headers_of_others_are_read_as_far_as_they_can_be(head: bytes, id: str, headers: dict[str, str]) -> None:
+    """A header without a name that others may have is left out, and so are those that the server adds."""
+    wire = to_wire(Message("s", "", b"{}", head), "otherwise")
+    assert (wire.id, dict(wire.headers), wire.body) == (id, headers, b"{}")
+    assert wire.key == (" " if b"key" in head else None)

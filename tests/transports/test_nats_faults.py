@@ -544,6 +544,36 @@ async def test_the_largest_message_can_die_of_the_longest_reason(nats: Server, t
         assert [one.wire.id for one in await take(subscription, 1)] == ["2"]
 
 
+async def test_headers_are_written_and_read_as_any_client_of_nats_does(nats: Server, topic: str) -> None:
+    """Letters of any script, colons, blanks within and empty values travel, in both directions."""
+    odd = {"a": "é \N{SNOWMAN}", "B": "c: d", "empty": "", "two": "x  y", "tab": "x\ty", "quote": '100% "', "nats": "!"}
+    sent = {**odd, "Nats-Msg-Id": "1", "eventbus-key": "k%20%C3%A9"}
+    client = Client()
+    await client.connect(nats.url)
+    async with connect(nats.url) as transport, group(transport, topic) as subscription:
+        await transport.publish(topic, [Wire("1", b"{}", odd, "k é")])
+        message = await (await client.jetstream().subscribe(topic, ordered_consumer=True)).next_msg()
+        assert (message.headers, message.data) == (sent, b"{}")
+        await client.jetstream().publish(
+            topic, b"{}", headers={**sent, "Nats-Msg-Id": "2", "Nats-Expected-Stream": names.stream_of(topic)}
+        )
+        assert [one.wire for one in await take(subscription, 2)] == [Wire(id, b"{}", odd, "k é") for id in "12"]
+    await client.close()
+
+
+async def test_a_dead_copy_that_no_server_takes_costs_nobody_the_connection(nats: Server, topic: str) -> None:
+    client = Client()
+    await client.connect(nats.url)
+    async with connect(nats.url) as transport, group(transport, topic, lease=30.0) as subscription:
+        await client.jetstream().publish(topic, b"x" * client.max_payload)
+        [delivery] = await take(subscription, 1)
+        with pytest.raises(SettleError, match="bytes are more than"):
+            await delivery.reject("bad")
+        await transport.publish(topic, wires("2"))
+        assert [one.wire.id for one in await take(subscription, 1)] == ["2"]
+    await client.close()
+
+
 async def test_a_verb_after_leaving_is_an_error(nats: Server, topic: str) -> None:
     async with connect(nats.url) as transport:
         async with group(transport, topic) as subscription:
