@@ -6,18 +6,19 @@ memory or disk, and acknowledgements and declarations must get through all the s
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from eventbus.context import EMPTY
 from eventbus.errors import Lost, Refused, TransportError
 from eventbus.transport import Wire, shut_out
-from eventbus.transports._rabbitmq_client import aio_pika, aiormq, channel_of, link_of, reason, when_closed
+from eventbus.transports._rabbitmq_client import Pen, aio_pika, aiormq, channel_of, link_of, reason, when_closed
 from eventbus.transports._rabbitmq_names import Topology
-from eventbus.transports._rabbitmq_wire import to_amqp
+from eventbus.transports._rabbitmq_outlet import Outlet
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
@@ -34,8 +35,8 @@ FAREWELL = 1.5
 UNBOUNDED = 2**31
 """Bytes of a frame where the server sets no limit."""
 
-SPARE = 4_096
-"""Bytes of the frame of headers that belong to AMQP itself."""
+FRAME = 8
+"""Bytes of a frame that belong to AMQP itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +72,14 @@ class Line:
         """Why this life has ended; None while it lasts."""
         self.ends: dict[Callable[[str], None], None] = {}
         """Called with the reason when this life ends."""
+        self.pen: Pen
+        """Writes to the connection that does not publish."""
         self.topology = Topology(address.exchange, address.passive, endless=False)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._connections: list[AbstractConnection] = []
-        self._outlet: Channel | None = None
+        self._outlet: Outlet | None = None
         self._closing: list[asyncio.Task[None]] = []
         self._prober: asyncio.Task[None] | None = None
-        self._room = 0
-        self._flying: dict[str, asyncio.Future[None]] = {}
         self._levels = -1
         self._building = asyncio.Lock()
 
@@ -101,13 +102,16 @@ class Line:
             )
             self._connections.append(connection)
             when_closed(link_of(connection), self._closed)
+        self.pen = Pen(link_of(self._connections[0]))
         link = link_of(self._connections[1])
-        self._room = (link.connection_tune.frame_max or UNBOUNDED) - SPARE
         major = str(link.server_properties.get("version", "0")).partition(".")[0]
         endless = major.isdecimal() and int(major) >= 4
         self.topology = Topology(self.address.exchange, self.address.passive, endless)
-        self._outlet = await self._step(channel_of(self._connections[1]))
-        when_closed(self._outlet, self._closed)
+        channel = await self._step(channel_of(self._connections[1]))
+        when_closed(channel, self._closed)
+        room = (link.connection_tune.frame_max or UNBOUNDED) - FRAME
+        outlet = self._outlet = Outlet(channel, Pen(link), room, self.address.timeout, self._failure)
+        outlet.late = lambda: self.spawn(self._suspect(outlet))
         await self.declare("", ())
         self._prober = self.spawn(self._probe())
 
@@ -116,6 +120,8 @@ class Line:
         if self.over is not None:
             return
         self.over = why
+        if self._outlet is not None:
+            self._outlet.lose(why)
         for end in tuple(self.ends):
             end(why)
         for task in tuple(self._tasks):
@@ -197,6 +203,10 @@ class Line:
             return Refused(f"AMQP cannot carry it: {error}")
         return Lost(f"{self.address.shown}: {reason(error)}")
 
+    def _failure(self, error: Exception) -> Lost | Refused:
+        found = self.explain(error)
+        return found if isinstance(found, Lost | Refused) else Lost(str(found))
+
     def _closed(self, why: str) -> None:
         self.lose(f"the connection to {self.address.shown} is lost: {why}")
 
@@ -222,42 +232,33 @@ class Line:
             try:
                 await self.topology.group(channel, topic, groups, ordered)
             except aiormq.exceptions.ChannelNotFoundEntity as error:
-                raise Refused(f"{self.address.shown}: {reason(error)}") from error
+                kind = Lost if "inaccessible" in reason(error) else Refused  # it is there, and not ready
+                raise kind(f"{self.address.shown}: {reason(error)}") from error
+
+    async def publish(
+        self, exchange: str, key: str, wires: Sequence[Wire], extra: Mapping[str, str | int] = EMPTY
+    ) -> dict[int, Lost | Refused]:
+        """Return those wires that RabbitMQ has not confirmed, when all others are."""
+        if self._outlet is None or self.over is not None:
+            return {index: Lost(self.over or "the connection is not open") for index in range(len(wires))}
+        return await self._outlet.send(exchange, key, wires, extra)
 
     async def send(
-        self, exchange: str, key: str, wire: Wire, extra: "dict[str, str | int] | None" = None
+        self, exchange: str, key: str, wire: Wire, extra: Mapping[str, str | int]
     ) -> "Lost | Refused | None":
         """Publish one wire and wait for its confirmation; return why it failed."""
-        while (other := self._flying.get(wire.id)) is not None:  # a returned message is known by its id alone
-            await asyncio.wait((other,))
-        if self._outlet is None or self.over is not None:
-            return Lost(self.over or "the connection is not open")
-        flight = self._flying[wire.id] = asyncio.get_running_loop().create_future()
-        try:
-            await self._outlet.basic_publish(
-                wire.body, exchange=exchange, routing_key=key, properties=to_amqp(wire, self._room, **(extra or {})),
-                mandatory=True, timeout=self.address.timeout, wait=False,
-            )  # fmt: skip
-        except asyncio.CancelledError:
-            return Lost(self.over or "the connection was closed")
-        except Exception as error:
-            if isinstance(error, TimeoutError):
-                await self._suspect()
-            found = self.explain(error)
-            return found if isinstance(found, Lost | Refused) else Lost(str(found))
-        finally:
-            del self._flying[wire.id]
-            flight.set_result(None)
-        return None
+        return (await self.publish(exchange, key, (wire,), extra)).get(0)
 
-    async def _suspect(self) -> None:
+    async def _suspect(self, outlet: Outlet) -> None:
         """End this life if a confirmation stays away, unless RabbitMQ has said that it blocks who publishes."""
-        try:
-            async with asyncio.timeout(0.05):
-                await link_of(self._connections[1]).ready()
-        except TimeoutError:
-            return
-        self.lose(f"{self.address.shown} did not confirm within {self.address.timeout:g} s")
+        why = f"{self.address.shown} did not confirm within {self.address.timeout:g} s"
+        ready = self.spawn(link_of(self._connections[1]).ready())
+        await asyncio.sleep(0.05)  # also for what has arrived while the event loop was blocked
+        if ready.done() and outlet.is_late():
+            self.lose(why)
+        else:
+            ready.cancel()
+            outlet.expire(why)
 
     async def postpone(
         self, queue: str, wire: Wire, after: float, extra: dict[str, str | int]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from eventbus._mailbox import Mailbox
 from eventbus.errors import Lost, Refused, SettleError
 from eventbus.transport import Wire
-from eventbus.transports._rabbitmq_client import aiormq, when_closed, write
+from eventbus.transports._rabbitmq_client import Tap, aiormq, when_closed
 from eventbus.transports._rabbitmq_line import Line
 from eventbus.transports._rabbitmq_names import dead_queue, queue_of
 from eventbus.transports._rabbitmq_wire import ATTEMPTS, FAILURES, REASON, TOPIC, from_amqp
 
 if TYPE_CHECKING:
     from aiormq import Channel
-    from aiormq.abc import DeliveredMessage
+    from pamqp.commands import Basic
 
 
 class Reader(Mailbox):
@@ -33,9 +33,8 @@ class Reader(Mailbox):
         self._unsettled: dict[int, None] = {}
         self._acked: set[int] = set()
         self._returned: list[int] = []
-        self._due = asyncio.Event()
+        self._due = False
         self._opening = asyncio.Event()
-        self._pump: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Declare the queue and consume it."""
@@ -46,8 +45,8 @@ class Reader(Mailbox):
             channel = self._channel = await self.line.inlet()
             when_closed(channel, lambda why: self.lose(f"queue {self.queue!r}: the channel was closed: {why}"))
             channel.on_consumer_cancel_callbacks.add(self._cancelled)
+            Tap(channel, self._arrive)
             await self._consume(channel)
-            self._pump = self.line.spawn(self._write(channel))
         finally:
             self._opening.set()
 
@@ -57,7 +56,7 @@ class Reader(Mailbox):
                 if self._group is None:
                     self.queue = await self.line.topology.listener(channel, self.topic)
                 await channel.basic_qos(prefetch_count=self._prefetch)
-                consumed = await channel.basic_consume(self.queue, self._arrive)
+                consumed = await channel.basic_consume(self.queue, _untapped)
         except Exception as error:
             raise self.line.explain(error) from error
         self._tag = str(consumed.consumer_tag)
@@ -70,11 +69,10 @@ class Reader(Mailbox):
         super().lose(why)
         self.line.ends.pop(self.lose, None)
 
-    async def _arrive(self, message: "DeliveredMessage") -> None:
-        tag = message.delivery_tag
-        if tag is None or self.lost:
+    def _arrive(self, tag: int, properties: "Basic.Properties", body: bytes) -> None:
+        if self.lost:
             return
-        wire, before = from_amqp(message)
+        wire, before = from_amqp(properties, body)
         self._unsettled[tag] = None
         self.put(RabbitDelivery(self, tag, wire, before + 1))
 
@@ -100,31 +98,31 @@ class Reader(Mailbox):
         channel = self._channel
         if channel is None:
             return
-        if self._pump is not None:
-            self._pump.cancel()
-        await self._flush(channel)
+        self._settle()
+        await self.line.pen.flush()
         await channel.close(None, self.line.address.timeout)
 
     def ack(self, tag: int) -> None:
         """Acknowledge a message together with all others of this turn of the event loop."""
         self._acked.add(tag)
-        self._due.set()
+        self._settle_soon()
 
     def give_back(self, tag: int) -> None:
         """Return a message to its queue together with all others of this turn of the event loop."""
         self._returned.append(tag)
-        self._due.set()
+        self._settle_soon()
 
-    async def _write(self, channel: "Channel") -> None:
-        while True:
-            await self._due.wait()
-            self._due.clear()
-            await self._flush(channel)
+    def _settle_soon(self) -> None:
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._settle)
 
-    async def _flush(self, channel: "Channel") -> None:
-        frames = self._settlements()
-        if frames and not channel.is_closed:
-            await write(channel, frames)
+    def _settle(self) -> None:
+        self._due = False
+        channel: Any = self._channel
+        if (frames := self._settlements()) and not channel.is_closed:
+            piece: Any = aiormq.abc.ChannelFrame
+            self.line.pen.write((piece.marshall(channel.number, frames).payload,))
 
     def _settlements(self) -> list[Any]:
         """Return what settles all that was settled since the last time, in as few frames as possible."""
@@ -172,6 +170,10 @@ class Reader(Mailbox):
     def later(self, after: float, work: Callable[[], None]) -> None:
         """Do something in so many seconds, unless the subscription has ended by then."""
         asyncio.get_running_loop().call_later(after, lambda: None if self.lost else work())
+
+
+async def _untapped(message: object) -> None:
+    """Take no delivery: the tap has it."""
 
 
 class RabbitDelivery:

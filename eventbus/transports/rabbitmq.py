@@ -20,14 +20,12 @@ from eventbus.transport import Capabilities, Subscription, Wire
 from eventbus.transports._rabbitmq_line import Address, Line
 from eventbus.transports._rabbitmq_names import GRAIN, LONGEST, short
 from eventbus.transports._rabbitmq_reader import Reader
+from eventbus.transports._rabbitmq_wire import LARGEST
 
 __all__ = ("RabbitMQTransport",)
 
 OPTIONS = ("cafile", "certfile", "declare", "exchange", "heartbeat", "keyfile", "timeout")
 """What a URL may set."""
-
-LARGEST = 16 * 1024 * 1024
-"""Bytes of a body that every version of RabbitMQ takes unless it is told otherwise."""
 
 DEFAULTS = Limits()
 
@@ -92,25 +90,11 @@ class RabbitMQTransport:
         Raises ``PublishError``: ``Refused`` for what is too large, ``Lost`` for everything else, also where no queue
         is bound to the topic.
         """
-        line, key, failed = self._line, short(_checked(topic)), dict[int, Lost | Refused]()
-        if line is None or line.over is not None:
-            why = "it is not open" if line is None else line.over or ""
-            failed = dict.fromkeys(range(len(wires)), Lost(f"{self!r}: {why}"))
-        elif wires:
-            tasks = {
-                line.spawn(line.send(self._address.exchange, key, wire)): index
-                for index, wire in enumerate(wires)
-                if len(wire.body) <= LARGEST
-            }
-            if tasks:
-                await asyncio.wait(tasks)
-            for task, index in tasks.items():
-                error = Lost(line.over or "closed") if task.cancelled() else task.result()
-                if error is not None:
-                    failed[index] = error
-            for index, wire in enumerate(wires):
-                if len(wire.body) > LARGEST:
-                    failed[index] = Refused(f"its body of {len(wire.body)} bytes is larger than {LARGEST}")
+        line, key = self._line, short(_checked(topic))
+        if line is None:
+            failed: dict[int, Lost | Refused] = dict.fromkeys(range(len(wires)), Lost(f"{self!r} is not open"))
+        else:
+            failed = await line.publish(self._address.exchange, key, wires)
         if failed:
             raise PublishError(failed)
 

@@ -43,15 +43,17 @@ def faulty(transport: Transport) -> Iterator[None]:
     """Have the broker refuse what has the body of a fault."""
     line = cast("RabbitMQTransport", transport)._line
     assert line is not None
-    publish = line._outlet.basic_publish
+    outlet = cast("Any", line._outlet)
+    launch = outlet._launch
 
-    async def refuse(body: bytes, **others: Any) -> Any:
-        if body == b"fault":
-            raise DeliveryError(None, Basic.Nack())
-        return await publish(body, **others)
+    def refuse(call: Any, index: int, id: str, until: float, pieces: Sequence[bytes]) -> None:
+        if b"fault" in pieces:
+            call.failed[index] = outlet._explain(DeliveryError(None, Basic.Nack()))
+        else:
+            launch(call, index, id, until, pieces)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(line._outlet, "basic_publish", refuse)
+        patch.setattr(outlet, "_launch", refuse)
         yield
 
 

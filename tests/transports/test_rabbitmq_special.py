@@ -3,16 +3,17 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aio_pika
 import anyio
 import pytest
 import trio
 from anyio.streams.buffered import BufferedByteReceiveStream
+from pamqp.frame import unmarshal
 
 from eventbus import Context, Event, EventBus, Module, Reject, Retry
 from eventbus.clock import new_id
@@ -25,7 +26,6 @@ from eventbus.errors import (
     TransportError,
 )
 from eventbus.transport import Delivery, Subscription, Wire, connect
-from eventbus.transports import _rabbitmq_reader
 from eventbus.transports._rabbitmq_names import LONGEST, Topology, short
 from eventbus.transports.rabbitmq import RabbitMQTransport
 from tests.servers.server import Server
@@ -163,30 +163,60 @@ async def test_a_delay_of_several_digits_is_kept(transport: RabbitMQTransport, t
         assert (await take(subscription)).attempt == 4
 
 
+def frames(piece: bytes) -> list[Any]:
+    found: list[Any] = []
+    while piece:
+        size, _, frame = unmarshal(piece)
+        found.append(frame)
+        piece = piece[size:]
+    return found
+
+
+@pytest.fixture
+def written(transport: RabbitMQTransport, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """Return the frames of every write of the transport itself, a list each."""
+    found: list[list[Any]] = []
+    for connection in cast("Any", transport)._line._connections:
+        queue = connection.transport.connection.write_queue
+
+        def put(frame: Any, put: Callable[[Any], None] = queue.put_nowait) -> None:
+            found.append(frames(frame.payload))
+            put(frame)
+
+        monkeypatch.setattr(queue, "put_nowait", put)
+    return found
+
+
 async def test_acks_of_one_turn_leave_in_one_write(
-    transport: RabbitMQTransport, topic: str, monkeypatch: pytest.MonkeyPatch
+    transport: RabbitMQTransport, topic: str, written: list[list[Any]]
 ) -> None:
     """200 acks at once are one frame, and with a gap one more for each behind the gap."""
-    written: list[list[Any]] = []
-    write = _rabbitmq_reader.write
-
-    async def count(channel: Any, frames: list[Any]) -> None:
-        written.append(frames)
-        await write(channel, frames)
-
-    monkeypatch.setattr(_rabbitmq_reader, "write", count)
     async with group(transport, topic) as subscription:
         await transport.publish(topic, [Wire(str(number), b"x") for number in range(210)])
         held = [await take(subscription) for _ in range(210)]
+        written.clear()
         async with anyio.create_task_group() as tasks:
             for delivery in held[:200]:
                 tasks.start_soon(delivery.ack)
         for delivery in held[205:]:
             await delivery.ack()
-        await anyio.wait_all_tasks_blocked()
-        assert [len(frames) for frames in written] == [1, 5]
+    assert [len(frames) for frames in written if frames[0].name == "Basic.Ack"] == [1, 5]
     async with group(transport, topic) as subscription:
         assert sorted([(await take(subscription)).wire.id for _ in range(5)]) == [str(one) for one in range(200, 205)]
+
+
+async def test_what_one_turn_publishes_leaves_in_one_write(
+    transport: RabbitMQTransport, topic: str, written: list[list[Any]]
+) -> None:
+    """50 callers at once are one write, in their order, with three frames for each message."""
+    await transport.declare(topic, ["g"])
+    written.clear()
+    async with anyio.create_task_group() as tasks:
+        for number in range(50):
+            tasks.start_soon(transport.publish, topic, [Wire(str(number), b"x")])
+    assert [len(frames) for frames in written] == [150]
+    async with group(transport, topic) as subscription:
+        assert [(await take(subscription)).wire.id for _ in range(50)] == [str(number) for number in range(50)]
 
 
 async def test_partial_failure_names_the_failed(transport: RabbitMQTransport, topic: str) -> None:
@@ -199,6 +229,20 @@ async def test_partial_failure_names_the_failed(transport: RabbitMQTransport, to
         assert (await take(subscription)).wire.id == "0"
         await transport.publish(topic, [Wire("3", b"")])
         assert (await take(subscription)).wire.id == "3"
+
+
+async def test_what_a_full_queue_refuses_is_lost(
+    transport: RabbitMQTransport, channel: aio_pika.abc.AbstractChannel, topic: str
+) -> None:
+    """Of a batch only what RabbitMQ itself does not take is named, and it may be tried again."""
+    bounds: Any = {"x-max-length": 2, "x-overflow": "reject-publish"}
+    queue = await channel.declare_queue(exclusive=True, arguments=bounds)
+    await queue.bind("eventbus", topic)
+    with pytest.raises(PublishError, match="takes no more messages") as caught:
+        await transport.publish(topic, [Wire(str(number), b"") for number in range(4)])
+    assert {index: type(error) for index, error in caught.value.failed.items()} == {2: Lost, 3: Lost}
+    await queue.purge()
+    await transport.publish(topic, [Wire("4", b"")])
 
 
 async def test_headers_that_rabbitmq_obeys_are_only_carried(transport: RabbitMQTransport, topic: str) -> None:
@@ -222,6 +266,28 @@ async def test_messages_of_strangers_arrive(
         delivery = await take(subscription)
         assert (delivery.wire.key, delivery.attempt) == ("5", 1)
         assert dict(delivery.wire.headers) == {"content-type": "text/plain", "n": "7", "t": "{'a': [1]}"}
+
+
+async def test_what_amqp_itself_can_carry_arrives(transport: RabbitMQTransport, topic: str) -> None:
+    """Names of 255 bytes, an empty content type, text beyond ASCII, a body of many frames and none at all arrive."""
+    wires = [
+        Wire("1", b"", {"n" * 255: "\N{EURO SIGN}" * 100, "content-type": ""}),
+        Wire("2", b"0123456789" * 60_000, {"content-type": "t" * 300}, "\N{EURO SIGN}"),
+        Wire("", b"x", {"x-eventbus-key": "9"}),
+    ]
+    async with group(transport, topic) as subscription:
+        await transport.publish(topic, wires)
+        assert [(await take(subscription)).wire for _ in wires] == wires
+
+
+async def test_what_is_no_text_is_refused(transport: RabbitMQTransport, topic: str) -> None:
+    """A lone surrogate, which no encoding knows, is the fault of its own message."""
+    wires = [Wire("\ud800", b""), Wire("1", b"", {"h": "\ud800"}), Wire("2", b"")]
+    async with group(transport, topic) as subscription:
+        with pytest.raises(PublishError) as caught:
+            await transport.publish(topic, wires)
+        assert {index: type(error) for index, error in caught.value.failed.items()} == {0: Refused, 1: Refused}
+        assert (await take(subscription)).wire.id == "2"
 
 
 async def test_the_same_id_at_once_is_told_apart(transport: RabbitMQTransport, topic: str) -> None:
