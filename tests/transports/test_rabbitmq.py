@@ -1,18 +1,18 @@
 """RabbitMQ passes the exam, and heals what only a broker can suffer."""
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
 from aiormq.exceptions import DeliveryError
-from anyio import to_thread
+from anyio import CancelScope, fail_after, to_thread
 from pamqp.commands import Basic
 
 from eventbus.testing.transport_exam import Bench, Check, broker_checks_for, checks_for, examine
-from eventbus.transport import Transport
+from eventbus.transport import Lost, PublishError, Subscription, Transport, Wire
 from eventbus.transports.rabbitmq import RabbitMQTransport
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import AGE
@@ -36,6 +36,11 @@ async def administered(server: Server) -> AsyncGenerator[aio_pika.abc.AbstractCh
     """Yield a channel beside the transport."""
     async with await aio_pika.connect(server.url) as link:
         yield await link.channel()
+
+
+async def control(server: Server, *arguments: str) -> str:
+    """Have the server's own tool do something."""
+    return await to_thread.run_sync(server.run, [CONTROL, "-q", "-n", f"eventbus{server.port}@localhost", *arguments])
 
 
 @contextmanager
@@ -74,8 +79,7 @@ def bench(rabbitmq: Server, messages: int) -> Bench:
             await channel.queue_delete(f"{topic}@{group}")
 
     async def left(topic: str) -> list[str]:
-        command = [CONTROL, "-q", "-n", f"eventbus{rabbitmq.port}@localhost", "list_queues", "name"]
-        return (await to_thread.run_sync(rabbitmq.run, command)).split()
+        return (await control(rabbitmq, "list_queues", "name")).split()
 
     broker = broker_at(
         rabbitmq,
@@ -111,3 +115,60 @@ async def test_exam_of_the_broker(bench: Bench, check: Check, rabbitmq: Server) 
         await examine(bench, check)
     finally:
         rabbitmq.start()
+
+
+@asynccontextmanager
+async def consuming(url: str, topic: str) -> AsyncGenerator[tuple[Any, Subscription]]:
+    """Yield an open transport and a subscription of its own."""
+    transport = RabbitMQTransport(url)
+    async with transport, transport.subscribe(topic, group="g", prefetch=10, lease=30.0) as subscription:
+        yield transport, subscription
+
+
+async def test_a_confirmation_that_stays_away_ends_everything(
+    rabbitmq: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the timeout of the URL the waiter and every subscription hear of it, though RabbitMQ answers otherwise."""
+    async with consuming(f"{rabbitmq.url}?timeout=1", "special.silent") as (transport, subscription):
+        await transport.publish("special.silent", [Wire("1", b"")])
+        await subscription.receive()
+        monkeypatch.setattr(transport._line._outlet._pen, "write", lambda pieces: None)
+        with pytest.raises(PublishError, match="did not confirm within 1 s"), fail_after(3):
+            await transport.publish("special.silent", [Wire("2", b"")])
+        with pytest.raises(Lost, match="did not confirm within 1 s"):
+            await subscription.receive()
+
+
+async def test_who_consumes_is_spared_when_who_publishes_is_blocked(rabbitmq: Server) -> None:
+    """While RabbitMQ has no memory to spare, what is published is Lost, and everything else goes on."""
+    async with consuming(f"{rabbitmq.url}?timeout=1", "special.blocked") as (transport, subscription):
+        await transport.publish("special.blocked", [Wire("1", b"")])
+        await control(rabbitmq, "set_vm_memory_high_watermark", "0")
+        try:
+            with suppress(PublishError):
+                await transport.publish("special.blocked", [Wire("2", b"")])  # RabbitMQ blocks after the first
+            for _ in range(2):
+                with pytest.raises(PublishError, match="did not confirm within 1 s"), fail_after(3):
+                    await transport.publish("special.blocked", [Wire("3", b"")])
+            await (await subscription.receive()).retry(0)
+            while (delivery := await subscription.receive()).wire.id != "1":
+                await delivery.ack()
+            assert delivery.attempt == 2
+        finally:
+            await control(rabbitmq, "set_vm_memory_high_watermark", "0.6")
+        with fail_after(30):
+            await transport.publish("special.blocked", [Wire("4", b"")])
+            while (await subscription.receive()).wire.id != "4":
+                pass
+
+
+async def test_who_is_cancelled_stops_nothing(rabbitmq: Server) -> None:
+    """What was handed over arrives in spite of it, and the next publish is confirmed as ever."""
+    async with consuming(rabbitmq.url, "special.cut") as (transport, subscription):
+        for topic, expected in (("special.cut", ["1", "2"]), ("special.cut.unheard", ["2"])):
+            with CancelScope() as scope:
+                scope.cancel()
+                await transport.publish(topic, [Wire("1", b"")])
+            assert scope.cancelled_caught
+            await transport.publish("special.cut", [Wire("2", b"")])
+            assert [(await subscription.receive()).wire.id for _ in expected] == expected
