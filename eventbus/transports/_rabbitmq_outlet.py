@@ -62,7 +62,7 @@ class Outlet:
         self._room = room
         self._timeout = timeout
         self._explain = explain
-        self.late: Callable[[], object] = bool
+        self.late: Callable[[], object]
         """Called when a confirmation is late; calls ``expire``, or ``lose``, in turn."""
         self._loop = asyncio.get_running_loop()
         self._flights: dict[Flight, None] = {}
