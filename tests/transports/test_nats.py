@@ -21,6 +21,8 @@ from tests.transports.brokers import broker_at
 CAPABILITIES = NatsTransport.from_url("nats://localhost").capabilities
 
 CORE = NatsCoreTransport.from_url("nats+core://localhost").capabilities
+CRASHED = 19
+"""Asks what the broker keeps of a subscriber that crashed, which NATS cannot be asked without telling subscribers."""
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,27 @@ async def test_exam_of_the_broker(bench: Bench, check: Check, nats: Server) -> N
 @pytest.mark.parametrize("check", checks_for(CORE), ids=str)
 async def test_exam_of_core_nats(nats: Server, check: Check) -> None:
     await examine(Bench(make=lambda: connect(f"nats+core{nats.url.removeprefix('nats')}"), quiet=0.05), check)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("check", [one for one in broker_checks_for(CORE) if one.number != CRASHED], ids=str)
+async def test_exam_of_the_broker_of_core_nats(nats: Server, messages: int, check: Check) -> None:
+    """Whatever happens to the server, core NATS keeps what it promises."""
+
+    async def nothing(topic: str, group: str = "") -> list[str]:
+        raise NotImplementedError(f"nothing is kept of {topic!r}")
+
+    async def delete(topic: str, group: str) -> None:
+        await nothing(topic, group)
+
+    there = "nats+core://127.0.0.1:{port}"
+    broker = broker_at(
+        nats, there, proxy=lambda: Proxy(nats.port), delete=delete, delete_dead=delete, left=nothing, count=messages
+    )  # fmt: skip
+    try:
+        await examine(Bench(make=lambda: connect(there.format(port=nats.port)), quiet=0.05, broker=broker), check)
+    finally:
+        nats.start()
 
 
 @pytest.mark.parametrize(
