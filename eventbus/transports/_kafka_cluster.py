@@ -36,7 +36,7 @@ class Discretion(logging.Filter):
 
 def aiokafka() -> Any:
     """Return the client library. Raises ``MissingExtraError`` with the install line."""
-    for part in ("admin", "conn", "errors", "structs"):
+    for part in ("admin", "conn", "errors", "partitioner", "structs"):
         require(f"aiokafka.{part}", extra="kafka", what="kafka://")
     return require("aiokafka", extra="kafka", what="kafka://")
 

@@ -1,15 +1,20 @@
-"""Send wires through one producer, a lane for each topic, so that a topic in trouble delays no other."""
+"""Send wires through one producer: what is published meanwhile travels in one batch for each partition.
+
+A topic has a lane of its own, so that one in trouble delays no other. Of a partition one batch is on its way, as the
+client would have it anyway; the next is filled until that is confirmed.
+"""
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
+from random import choice
 from typing import Any
 
 from eventbus.errors import Lost, PublishError, Refused
 from eventbus.transport import Wire
-from eventbus.transports._kafka_cluster import aiokafka, failure
+from eventbus.transports._kafka_cluster import aiokafka, failure, topic_name
 from eventbus.transports._kafka_connections import Connections
 from eventbus.transports._kafka_records import outgoing
 from eventbus.transports._kafka_tasks import Tasks
@@ -18,18 +23,25 @@ __all__ = ("Sender",)
 
 CONFIRM = 8.0
 """Seconds for a confirmation, within which the client itself tries again."""
+OVERHEAD = 65_536
+"""Bytes of key and headers that a message may have besides its body."""
+KEYS = 4_096
+"""Keys whose partition is remembered: the client takes longer to compute one than for all else it does to a message."""
 
 
 class Parcel:
     """Be one call of publish that waits for the confirmation of each of its wires."""
 
-    __slots__ = ("failed", "future", "open", "wires")
+    __slots__ = ("deadline", "failed", "future", "open", "topic", "wires")
 
-    def __init__(self, wires: Sequence[Wire]) -> None:
+    def __init__(self, topic: str, wires: Sequence[Wire]) -> None:
+        loop = asyncio.get_running_loop()
+        self.topic = topic
         self.wires = wires
         self.open = set(range(len(wires)))
         self.failed: dict[int, Lost | Refused] = {}
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.deadline = loop.time() + CONFIRM
 
     def note(self, index: int, error: Lost | Refused | None = None) -> None:
         """Note what became of one wire."""
@@ -39,10 +51,43 @@ class Parcel:
         if not self.open and not self.future.done():
             self.future.set_result(None)
 
-    def lose(self, why: str) -> None:
+    def lose(self, error: Lost | Refused) -> None:
         """Give up waiting."""
         for index in sorted(self.open):
-            self.note(index, Lost(why))
+            self.note(index, error)
+
+
+class Box:
+    """Be a batch, with who waits for what of it."""
+
+    __slots__ = ("batch", "places")
+
+    def __init__(self, batch: Any, *places: tuple[Parcel, int]) -> None:
+        self.batch = batch
+        self.places = [*places]
+
+    def note(self, error: Lost | Refused | None) -> None:
+        """Note what became of it."""
+        for parcel, index in self.places:
+            parcel.note(index, error)
+
+
+class Lane:
+    """Be what waits for one topic, and what of it is on its way."""
+
+    __slots__ = ("away", "boxes", "led", "news", "parcels", "partitions", "topic")
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.partitions = 0
+        self.led: list[int] = []
+        """The partitions that have a leader."""
+        self.parcels: deque[Parcel] = deque()
+        self.boxes: defaultdict[int, deque[Box]] = defaultdict(deque)
+        """Partition -> what is not on its way yet."""
+        self.away: set[int] = set()
+        """The partitions of which a batch is on its way."""
+        self.news = asyncio.Event()
 
 
 class Pending(set[Any]):
@@ -65,10 +110,18 @@ class Sender:
         batches._pending_batches = Pending(batches._pending_batches)
         self._max_bytes = max_bytes
         self._tasks = tasks
-        self._lanes: dict[str, deque[Parcel]] = {}
-        self._news: dict[str, asyncio.Event] = {}
-        self._parcels: set[Parcel] = set()
+        self._lanes: dict[str, Lane] = {}
+        self._parcels: dict[Parcel, None] = {}
+        """Oldest first."""
         self._pumps: list[asyncio.Task[None]] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        choose = aiokafka().partitioner.DefaultPartitioner()
+
+        @lru_cache(KEYS)
+        def partition_of(key: bytes, partitions: int) -> int:
+            return int(choose(key, range(partitions), ()))
+
+        self._partition_of = partition_of
 
     def watch(self) -> None:
         """Fail what waits when the producer's own task fails; its own way to do so stumbles without transactions."""
@@ -78,30 +131,33 @@ class Sender:
 
     async def send(self, topic: str, wires: Sequence[Wire]) -> None:
         """Return when all wires are confirmed. Raises ``PublishError``."""
-        parcel = Parcel(wires)
+        parcel = Parcel(topic, wires)
         if self.broken:
-            parcel.lose(self.broken)
+            parcel.lose(Lost(self.broken))
             raise PublishError(parcel.failed)
-        if topic not in self._lanes:
-            self._lanes[topic], self._news[topic] = deque(), asyncio.Event()
-            self._pumps.append(self._tasks.start(self._pump(topic), f"publishing to {topic}"))
-        self._parcels.add(parcel)
-        self._lanes[topic].append(parcel)
-        self._news[topic].set()
-        deadline = asyncio.get_running_loop().call_later(CONFIRM, self._expire, topic, parcel)
+        lane = self._lanes.get(topic)
+        if lane is None:
+            lane = self._lanes[topic] = Lane(topic_name(topic))
+            self._pumps.append(self._tasks.start(self._pump(lane), f"publishing to {topic}"))
+        self._parcels[parcel] = None
+        lane.parcels.append(parcel)
+        lane.news.set()
+        if self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_at(parcel.deadline, self._expire)
         try:
             await parcel.future
         finally:
-            deadline.cancel()
-            self._parcels.discard(parcel)
+            self._parcels.pop(parcel, None)
         if parcel.failed:
             raise PublishError(parcel.failed)
 
     async def close(self, why: str, seconds: float) -> None:
         """Fail every waiter, then close the producer: in order while there is time, then at once."""
         self.broken = why
-        for parcel in [*self._parcels]:
-            parcel.lose(why)
+        for parcel in self._parcels:
+            parcel.lose(Lost(why))
+        if self._alarm is not None:
+            self._alarm.cancel()
         for pump in self._pumps:
             pump.cancel()
 
@@ -123,41 +179,96 @@ class Sender:
         for batch in chain(batches._pending_batches, *batches._batches.values()):
             batch._drain_waiter.exception()  # which nobody waits for any more
 
-    def _expire(self, topic: str, parcel: Parcel) -> None:
-        if parcel.open:
-            self.broken = f"{topic}: no confirmation within {CONFIRM:g} s"
-            parcel.lose(self.broken)
+    def _expire(self) -> None:
+        """Give up what has waited too long, and look again when the next has: one timer, not one for each call."""
+        loop = asyncio.get_running_loop()
+        self._alarm = None
+        for parcel in self._parcels:
+            if parcel.deadline > loop.time():
+                self._alarm = loop.call_at(parcel.deadline, self._expire)
+                return
+            if parcel.open:
+                self.broken = f"{parcel.topic}: no confirmation within {CONFIRM:g} s"
+                parcel.lose(Lost(self.broken))
 
-    async def _pump(self, topic: str) -> None:
-        lane, news = self._lanes[topic], self._news[topic]
+    async def _pump(self, lane: Lane) -> None:
         while True:
-            while lane:
-                parcel = lane.popleft()
-                for index, wire in enumerate(parcel.wires):
-                    if parcel.future.done():
-                        break
-                    await self._hand_over(topic, parcel, index, wire)
-            news.clear()
-            await news.wait()
+            await lane.news.wait()
+            lane.news.clear()
+            try:
+                lane.partitions = len(await self._producer.partitions_for(lane.topic))
+                lane.led = [*self._producer.client.cluster.available_partitions_for_topic(lane.topic)]
+            except Exception as error:
+                for parcel in lane.parcels:
+                    parcel.lose(failure(error, lane.topic))
+                lane.parcels.clear()
+                continue
+            while lane.parcels:
+                self._pack(lane, lane.parcels.popleft())
+            for partition, boxes in lane.boxes.items():
+                if boxes and partition not in lane.away:
+                    await self._ship(lane, partition, boxes.popleft())
 
-    async def _hand_over(self, topic: str, parcel: Parcel, index: int, wire: Wire) -> None:
+    def _pack(self, lane: Lane, parcel: Parcel) -> None:
+        if parcel.future.done():
+            return
+        for index, wire in enumerate(parcel.wires):
+            try:
+                self._box(lane, wire).places.append((parcel, index))
+            except Exception as error:
+                parcel.note(index, error if isinstance(error, Refused) else failure(error, lane.topic))
+
+    def _box(self, lane: Lane, wire: Wire) -> Box:
+        """Return the box of its partition with the wire in it. Raises ``Refused`` if it fits into none."""
         if len(wire.body) > self._max_bytes:
-            what = f"its body of {len(wire.body)} bytes is larger than kafka://...?max_bytes={self._max_bytes}"
-            parcel.note(index, Refused(what))
-            return
-        try:
-            future = await self._producer.send(topic, **outgoing(wire))
-        except Exception as error:
-            parcel.note(index, failure(error, topic))
+            raise Refused(f"its body of {len(wire.body)} bytes is larger than kafka://...?max_bytes={self._max_bytes}")
+        record = outgoing(wire)
+        if wire.key is None:
+            partition = choice(lane.led or range(lane.partitions))
         else:
-            future.add_done_callback(partial(self._confirmed, topic, parcel, index))
+            partition = self._partition_of(record["key"], lane.partitions)
+        boxes = lane.boxes[partition]
+        if boxes and boxes[-1].batch.append(timestamp=None, **record) is not None:
+            return boxes[-1]
+        box = self._boxed(record)
+        if box.batch.size() > self._max_bytes + OVERHEAD:
+            raise Refused(f"with key and headers it has {box.batch.size()} bytes")
+        boxes.append(box)
+        return box
 
-    def _confirmed(self, topic: str, parcel: Parcel, index: int, future: asyncio.Future[Any]) -> None:
+    def _boxed(self, record: dict[str, Any], *places: tuple[Parcel, int]) -> Box:
+        box = Box(self._producer.create_batch(), *places)
+        box.batch.append(timestamp=None, **record)
+        return box
+
+    async def _ship(self, lane: Lane, partition: int, box: Box) -> None:
+        box.batch.close()
+        try:
+            future = await self._producer.send_batch(box.batch, lane.topic, partition=partition)
+        except Exception as error:
+            box.note(failure(error, lane.topic))
+        else:
+            lane.away.add(partition)
+            future.add_done_callback(partial(self._arrived, lane, partition, box))
+
+    def _arrived(self, lane: Lane, partition: int, box: Box, future: asyncio.Future[Any]) -> None:
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
-        if error is None:
-            parcel.note(index)
-            return
-        found = failure(error, topic)
+        found = None if error is None else failure(error, lane.topic)
+        waiting = lane.boxes[partition]
+        if isinstance(found, Refused):
+            self._unsaid(lane.topic, partition, len(box.places))
+        if isinstance(found, Refused) and len(box.places) > 1:  # for one of them, or for all together: each tries alone
+            alone = [self._boxed(outgoing(parcel.wires[index]), (parcel, index)) for parcel, index in box.places]
+            waiting.extendleft(reversed(alone))
+        else:
+            box.note(found)
         if isinstance(found, Lost):
             self.broken = str(found)
-        parcel.note(index, found)
+        lane.away.discard(partition)
+        if waiting:
+            lane.news.set()
+
+    def _unsaid(self, topic: str, partition: int, count: int) -> None:
+        """Take back the numbers of what was refused: the client counts it as taken, and the broker misses it then."""
+        numbers = self._producer._txn_manager
+        numbers.increment_sequence_number(aiokafka().TopicPartition(topic, partition), -count)

@@ -122,7 +122,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
         if self._sender is None or self._closed:
             raise PublishError(dict.fromkeys(range(len(wires)), Lost(self._closed)))
         if wires:
-            await self._sender.send(topic_name(topic), wires)
+            await self._sender.send(topic, wires)
 
     @asynccontextmanager
     async def subscribe(

@@ -3,16 +3,17 @@
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import InvalidMessageError
 
 from eventbus.testing.transport_exam import Bench, Check, broker_checks_for, checks_for, examine
-from eventbus.transport import Transport, connect
+from eventbus.transport import Transport, Wire, connect
+from eventbus.transports import _kafka_sender
 from eventbus.transports._kafka_cluster import dead_topic
+from eventbus.transports._kafka_records import outgoing
 from eventbus.transports.kafka import KafkaTransport
 from tests.servers.kafka import BEHIND, PROXY
 from tests.servers.proxy import Proxy
@@ -50,18 +51,15 @@ async def records(url: str, topic: str) -> list[Any]:
 
 
 @contextmanager
-def faulty(transport: Transport) -> Iterator[None]:
-    """Have the broker refuse what has the body of a fault."""
-    producer = cast("KafkaTransport", transport)._require_open()._producer
-    send = producer.send
+def faulty(_: Transport) -> Iterator[None]:
+    """Have the broker refuse what has the body of a fault: it comes there larger than it takes."""
 
-    async def refuse(name: str, *, value: bytes, **others: Any) -> Any:
-        if value == b"fault":
-            raise InvalidMessageError
-        return await send(name, value=value, **others)
+    def swollen(wire: Wire) -> dict[str, Any]:
+        return outgoing(replace(wire, body=bytes(2**20)) if wire.body == b"fault" else wire)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(producer, "send", refuse)
+        patch.setattr(_kafka_sender, "outgoing", swollen)
+        patch.setattr(_kafka_sender, "OVERHEAD", 2**20)
         yield
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import anyio
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import InvalidMessageError, NotEnoughReplicasError
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from eventbus.clock import new_id
 from eventbus.errors import Lost, PublishError, Refused, SettleError, TransportError
@@ -246,20 +247,43 @@ async def test_a_dead_copy_that_fails_leaves_the_message(url: str, topic: str) -
 async def test_a_failure_names_its_messages(url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one call exactly the messages are named that failed, lost or refused, and the others are there."""
     async with connect(url) as transport, transport.subscribe(topic, group="g", prefetch=9, lease=30.0) as subscription:
-        producer = transport._sender._producer
-        send = producer.send
+        append = BatchBuilder.append
         faults = {b"1": NotEnoughReplicasError(), b"3": InvalidMessageError()}
 
-        async def faulty(name: str, *, value: bytes, **others: Any) -> Any:
+        def faulty(batch: BatchBuilder, *, value: bytes, **others: Any) -> Any:
             if value in faults:
                 raise faults[value]
-            return await send(name, value=value, **others)
+            return append(batch, value=value, **others)
 
-        monkeypatch.setattr(producer, "send", faulty)
+        monkeypatch.setattr(BatchBuilder, "append", faulty)
         with pytest.raises(PublishError) as caught:
             await transport.publish(topic, [Wire(new_id(), b"%d" % number) for number in range(5)])
         assert {index: type(error) for index, error in caught.value.failed.items()} == {1: Lost, 3: Refused}
         assert {delivery.wire.body for delivery in await take(subscription, 3)} == {b"0", b"2", b"4"}
+
+
+async def test_what_the_broker_refuses_takes_nothing_along(url: str, topic: str) -> None:
+    """Of a batch that is refused each is tried alone, so that only the guilty one is refused, and all goes on."""
+    async with administered(url) as admin:
+        await admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "2000"})])
+    async with connect(url) as transport, transport.subscribe(topic, group="g", prefetch=9, lease=30.0) as subscription:
+        sent = [Wire(new_id(), bytes(3_000 if number == 2 else 600)) for number in range(6)]
+        with pytest.raises(PublishError) as caught:
+            await transport.publish(topic, sent)
+        assert {index: type(error) for index, error in caught.value.failed.items()} == {2: Refused}
+        await transport.publish(topic, wires(1))
+        got = [delivery.wire.id for delivery in await take(subscription, 6)]
+        assert got[:5] == [wire.id for wire in sent if len(wire.body) == 600]
+
+
+async def test_without_a_key_it_goes_where_a_leader_is(url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no key waits for no partition that nobody leads."""
+    async with connect(url) as transport, transport.subscribe(topic, group="g", prefetch=9, lease=30.0) as subscription:
+        led = transport._sender._producer.client.cluster
+        monkeypatch.setattr(led, "available_partitions_for_topic", lambda _: {2})
+        await transport.publish(topic, wires(9))
+        await take(subscription, 9)
+        assert {partition.partition for partition in subscription._tracks} == {2}
 
 
 async def test_a_producer_that_gave_up_is_lost(url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
