@@ -160,6 +160,8 @@ def is_shut(error: BaseException) -> bool:
 
 def failure(error: BaseException, what: str) -> Lost | Refused:
     """Return an error of the client as the port knows it."""
+    if isinstance(error, Lost | Refused):
+        return error
     name = type(error).__name__
     text = f"{what}: {name}: {error}" if str(error) else f"{what}: {name}"
     return Refused(text) if name.startswith(REFUSALS) else Lost(text)

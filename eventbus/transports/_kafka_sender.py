@@ -6,7 +6,7 @@ client would have it anyway; the next is filled until that is confirmed.
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from random import choice
@@ -27,6 +27,8 @@ OVERHEAD = 65_536
 """Bytes of key and headers that a message may have besides its body."""
 KEYS = 4_096
 """Keys whose partition is remembered: the client takes longer to compute one than for all else it does to a message."""
+
+Make = Callable[[str], Awaitable[None]]
 
 
 class Parcel:
@@ -75,10 +77,11 @@ class Box:
 class Lane:
     """Be what waits for one topic, and what of it is on its way."""
 
-    __slots__ = ("away", "boxes", "led", "news", "parcels", "partitions", "topic")
+    __slots__ = ("away", "boxes", "led", "make", "news", "parcels", "partitions", "topic")
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, make: Make | None) -> None:
         self.topic = topic
+        self.make = make
         self.partitions = 0
         self.led: list[int] = []
         """The partitions that have a leader."""
@@ -129,15 +132,15 @@ class Sender:
         sender.sender_task.remove_done_callback(sender._fail_all)
         sender.sender_task.add_done_callback(self._ended)
 
-    async def send(self, topic: str, wires: Sequence[Wire]) -> None:
-        """Return when all wires are confirmed. Raises ``PublishError``."""
+    async def send(self, topic: str, wires: Sequence[Wire], make: Make | None = None) -> None:
+        """Return when all wires are confirmed; ``make`` creates the topic if it is missing. Raises ``PublishError``."""
         parcel = Parcel(topic, wires)
         if self.broken:
             parcel.lose(Lost(self.broken))
             raise PublishError(parcel.failed)
         lane = self._lanes.get(topic)
         if lane is None:
-            lane = self._lanes[topic] = Lane(topic_name(topic))
+            lane = self._lanes[topic] = Lane(topic_name(topic), make)
             self._pumps.append(self._tasks.start(self._pump(lane), f"publishing to {topic}"))
         self._parcels[parcel] = None
         lane.parcels.append(parcel)
@@ -192,12 +195,15 @@ class Sender:
                 parcel.lose(Lost(self.broken))
 
     async def _pump(self, lane: Lane) -> None:
+        cluster = self._producer.client.cluster
         while True:
             await lane.news.wait()
             lane.news.clear()
             try:
+                if lane.make is not None and cluster.partitions_for_topic(lane.topic) is None:
+                    await lane.make(lane.topic)
                 lane.partitions = len(await self._producer.partitions_for(lane.topic))
-                lane.led = [*self._producer.client.cluster.available_partitions_for_topic(lane.topic)]
+                lane.led = [*cluster.available_partitions_for_topic(lane.topic)]
             except Exception as error:
                 for parcel in lane.parcels:
                     parcel.lose(failure(error, lane.topic))
@@ -206,7 +212,7 @@ class Sender:
             while lane.parcels:
                 self._pack(lane, lane.parcels.popleft())
             for partition, boxes in lane.boxes.items():
-                if boxes and partition not in lane.away:
+                while boxes and partition not in lane.away:
                     await self._ship(lane, partition, boxes.popleft())
 
     def _pack(self, lane: Lane, parcel: Parcel) -> None:
@@ -216,7 +222,7 @@ class Sender:
             try:
                 self._box(lane, wire).places.append((parcel, index))
             except Exception as error:
-                parcel.note(index, error if isinstance(error, Refused) else failure(error, lane.topic))
+                parcel.note(index, failure(error, lane.topic))
 
     def _box(self, lane: Lane, wire: Wire) -> Box:
         """Return the box of its partition with the wire in it. Raises ``Refused`` if it fits into none."""

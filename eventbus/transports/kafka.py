@@ -122,7 +122,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
         if self._sender is None or self._closed:
             raise PublishError(dict.fromkeys(range(len(wires)), Lost(self._closed)))
         if wires:
-            await self._sender.send(topic, wires)
+            await self._sender.send(topic, wires, self._make)
 
     @asynccontextmanager
     async def subscribe(
@@ -212,6 +212,15 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
                     await self._look(names)
         except (library.errors.KafkaError, TimeoutError) as error:
             raise failure(error, f"declaring {names[0]}") from error
+
+    async def _make(self, name: str) -> None:
+        """Create a topic that nobody declared; who may not do that may publish all the same."""
+        try:
+            if self.cluster.declare:
+                await self._declare([name])
+        except Lost as error:
+            if error.__cause__ is None or not is_shut(error.__cause__):
+                raise
 
     async def _create(self, names: Sequence[str]) -> None:
         library, cluster = aiokafka(), self.cluster

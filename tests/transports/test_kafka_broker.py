@@ -10,7 +10,7 @@ import anyio
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import InvalidMessageError, NotEnoughReplicasError
+from aiokafka.errors import InvalidMessageError, NotEnoughReplicasError, TopicAuthorizationFailedError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from eventbus.clock import new_id
@@ -284,6 +284,27 @@ async def test_without_a_key_it_goes_where_a_leader_is(url: str, topic: str, mon
         await transport.publish(topic, wires(9))
         await take(subscription, 9)
         assert {partition.partition for partition in subscription._tracks} == {2}
+
+
+async def test_a_topic_that_nobody_declared_is_made(url: str, topic: str) -> None:
+    """Where nobody declares a topic, as where a bus only publishes, the first publish makes it as the URL says."""
+    async with connect(url) as transport:
+        with anyio.fail_after(4):
+            await transport.publish(topic, wires(3))
+        assert len(await transport._sender._producer.partitions_for(topic)) == 4
+
+
+async def test_who_may_not_create_topics_may_publish(url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A topic that is there is published to by whom the cluster does not let create one."""
+
+    async def refuse(_: object) -> None:
+        raise TopicAuthorizationFailedError
+
+    async with connect(url) as transport:
+        monkeypatch.setattr(transport._admin, "create_topics", refuse)
+        async with connect(url) as other:
+            await other.declare(topic, [])
+        await transport.publish(topic, wires(1))
 
 
 async def test_a_producer_that_gave_up_is_lost(url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
