@@ -26,7 +26,7 @@ CONFIRM = 8.0
 OVERHEAD = 65_536
 """Bytes of key and headers that a message may have besides its body."""
 KEYS = 4_096
-"""Keys whose partition is remembered: the client takes longer to compute one than for all else it does to a message."""
+"""Keys whose hash is remembered: to compute one takes longer than all else that is done for a message."""
 
 Make = Callable[[str], Awaitable[None]]
 
@@ -34,16 +34,13 @@ Make = Callable[[str], Awaitable[None]]
 class Parcel:
     """Be one call of publish that waits for the confirmation of each of its wires."""
 
-    __slots__ = ("deadline", "failed", "future", "open", "topic", "wires")
+    __slots__ = ("failed", "future", "open", "wires")
 
-    def __init__(self, topic: str, wires: Sequence[Wire]) -> None:
-        loop = asyncio.get_running_loop()
-        self.topic = topic
+    def __init__(self, wires: Sequence[Wire]) -> None:
         self.wires = wires
         self.open = set(range(len(wires)))
         self.failed: dict[int, Lost | Refused] = {}
-        self.future: asyncio.Future[None] = loop.create_future()
-        self.deadline = loop.time() + CONFIRM
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def note(self, index: int, error: Lost | Refused | None = None) -> None:
         """Note what became of one wire."""
@@ -114,17 +111,9 @@ class Sender:
         self._max_bytes = max_bytes
         self._tasks = tasks
         self._lanes: dict[str, Lane] = {}
-        self._parcels: dict[Parcel, None] = {}
-        """Oldest first."""
+        self._parcels: set[Parcel] = set()
         self._pumps: list[asyncio.Task[None]] = []
-        self._alarm: asyncio.TimerHandle | None = None
-        choose = aiokafka().partitioner.DefaultPartitioner()
-
-        @lru_cache(KEYS)
-        def partition_of(key: bytes, partitions: int) -> int:
-            return int(choose(key, range(partitions), ()))
-
-        self._partition_of = partition_of
+        self._place_of = lru_cache(KEYS)(aiokafka().partitioner.murmur2)
 
     def watch(self) -> None:
         """Fail what waits when the producer's own task fails; its own way to do so stumbles without transactions."""
@@ -134,7 +123,7 @@ class Sender:
 
     async def send(self, topic: str, wires: Sequence[Wire], make: Make | None = None) -> None:
         """Return when all wires are confirmed; ``make`` creates the topic if it is missing. Raises ``PublishError``."""
-        parcel = Parcel(topic, wires)
+        parcel = Parcel(wires)
         if self.broken:
             parcel.lose(Lost(self.broken))
             raise PublishError(parcel.failed)
@@ -142,15 +131,15 @@ class Sender:
         if lane is None:
             lane = self._lanes[topic] = Lane(topic_name(topic), make)
             self._pumps.append(self._tasks.start(self._pump(lane), f"publishing to {topic}"))
-        self._parcels[parcel] = None
+        self._parcels.add(parcel)
         lane.parcels.append(parcel)
         lane.news.set()
-        if self._alarm is None:
-            self._alarm = asyncio.get_running_loop().call_at(parcel.deadline, self._expire)
+        deadline = asyncio.get_running_loop().call_later(CONFIRM, self._expire, topic, parcel)
         try:
             await parcel.future
         finally:
-            self._parcels.pop(parcel, None)
+            deadline.cancel()
+            self._parcels.discard(parcel)
         if parcel.failed:
             raise PublishError(parcel.failed)
 
@@ -159,8 +148,6 @@ class Sender:
         self.broken = why
         for parcel in self._parcels:
             parcel.lose(Lost(why))
-        if self._alarm is not None:
-            self._alarm.cancel()
         for pump in self._pumps:
             pump.cancel()
 
@@ -182,17 +169,10 @@ class Sender:
         for batch in chain(batches._pending_batches, *batches._batches.values()):
             batch._drain_waiter.exception()  # which nobody waits for any more
 
-    def _expire(self) -> None:
-        """Give up what has waited too long, and look again when the next has: one timer, not one for each call."""
-        loop = asyncio.get_running_loop()
-        self._alarm = None
-        for parcel in self._parcels:
-            if parcel.deadline > loop.time():
-                self._alarm = loop.call_at(parcel.deadline, self._expire)
-                return
-            if parcel.open:
-                self.broken = f"{parcel.topic}: no confirmation within {CONFIRM:g} s"
-                parcel.lose(Lost(self.broken))
+    def _expire(self, topic: str, parcel: Parcel) -> None:
+        if parcel.open:
+            self.broken = f"{topic}: no confirmation within {CONFIRM:g} s"
+            parcel.lose(Lost(self.broken))
 
     async def _pump(self, lane: Lane) -> None:
         cluster = self._producer.client.cluster
@@ -232,7 +212,7 @@ class Sender:
         if wire.key is None:
             partition = choice(lane.led or range(lane.partitions))
         else:
-            partition = self._partition_of(record["key"], lane.partitions)
+            partition = (self._place_of(record["key"]) & 0x7FFFFFFF) % lane.partitions
         boxes = lane.boxes[partition]
         if boxes and boxes[-1].batch.append(timestamp=None, **record) is not None:
             return boxes[-1]

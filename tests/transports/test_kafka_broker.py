@@ -276,6 +276,19 @@ async def test_what_the_broker_refuses_takes_nothing_along(url: str, topic: str)
         assert got[:5] == [wire.id for wire in sent if len(wire.body) == 600]
 
 
+async def test_a_key_is_in_the_partition_of_every_client(url: str, topic: str) -> None:
+    """What has one key is in one partition, whoever published it."""
+    keys = [new_id() for _ in range(20)]
+    async with connect(url) as transport, transport.subscribe(topic, group="g", prefetch=40, lease=30.0) as received:
+        await transport.publish(topic, [Wire(new_id(), b"{}", key=key) for key in keys])
+        async with AIOKafkaProducer(bootstrap_servers=address(url)) as producer:
+            for key in keys:
+                await producer.send(topic, b"{}", key=key.encode())
+        places = {(delivery.wire.key, id(delivery.track)) for delivery in await take(received, 40)}
+        assert len(places) == 20
+        assert len({place for _, place in places}) > 1
+
+
 async def test_without_a_key_it_goes_where_a_leader_is(url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has no key waits for no partition that nobody leads."""
     async with connect(url) as transport, transport.subscribe(topic, group="g", prefetch=9, lease=30.0) as subscription:
