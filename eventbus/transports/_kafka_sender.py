@@ -111,7 +111,10 @@ class Sender:
         self._max_bytes = max_bytes
         self._tasks = tasks
         self._lanes: dict[str, Lane] = {}
-        self._parcels: set[Parcel] = set()
+        self._parcels: dict[Parcel, tuple[float, str]] = {}
+        """Who waits, oldest first -> until when, for which topic."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """For the oldest: one for each call would take a tenth of what it costs to publish."""
         self._pumps: list[asyncio.Task[None]] = []
         self._place_of = lru_cache(KEYS)(aiokafka().partitioner.murmur2)
 
@@ -131,15 +134,16 @@ class Sender:
         if lane is None:
             lane = self._lanes[topic] = Lane(topic_name(topic), make)
             self._pumps.append(self._tasks.start(self._pump(lane), f"publishing to {topic}"))
-        self._parcels.add(parcel)
         lane.parcels.append(parcel)
         lane.news.set()
-        deadline = asyncio.get_running_loop().call_later(CONFIRM, self._expire, topic, parcel)
+        loop = asyncio.get_running_loop()
+        self._parcels[parcel] = loop.time() + CONFIRM, topic
+        if self._alarm is None:
+            self._alarm = loop.call_later(CONFIRM, self._expire)
         try:
             await parcel.future
         finally:
-            deadline.cancel()
-            self._parcels.discard(parcel)
+            del self._parcels[parcel]
         if parcel.failed:
             raise PublishError(parcel.failed)
 
@@ -150,6 +154,8 @@ class Sender:
             parcel.lose(Lost(why))
         for pump in self._pumps:
             pump.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
 
         def give_up() -> None:  # else it tries for ever to deliver what nobody waits for any more
             self._fail_all(aiokafka().errors.ProducerClosed(why))
@@ -169,10 +175,15 @@ class Sender:
         for batch in chain(batches._pending_batches, *batches._batches.values()):
             batch._drain_waiter.exception()  # which nobody waits for any more
 
-    def _expire(self, topic: str, parcel: Parcel) -> None:
-        if parcel.open:
-            self.broken = f"{topic}: no confirmation within {CONFIRM:g} s"
-            parcel.lose(Lost(self.broken))
+    def _expire(self) -> None:
+        self._alarm, loop = None, asyncio.get_running_loop()
+        for parcel, (deadline, topic) in self._parcels.items():
+            if deadline > loop.time():
+                self._alarm = loop.call_at(deadline, self._expire)
+                return
+            if parcel.open:
+                self.broken = f"{topic}: no confirmation within {CONFIRM:g} s"
+                parcel.lose(Lost(self.broken))
 
     async def _pump(self, lane: Lane) -> None:
         cluster = self._producer.client.cluster

@@ -6,11 +6,16 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.producer.message_accumulator import MessageAccumulator
 
+from eventbus.errors import Lost, PublishError
+from eventbus.transport import Wire
+from eventbus.transports import _kafka_sender
 from eventbus.transports._kafka_sender import Sender
+from eventbus.transports._kafka_tasks import Tasks
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +68,30 @@ async def test_batch_that_is_over_while_it_waits_to_be_sent_again(complaints: li
     assert isinstance(batch.future.exception(), OSError)
     assert isinstance(batch._drain_waiter.exception(), OSError)
     assert complaints == []
+
+
+async def test_each_call_waits_as_long_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes later is given up later, by the same clock."""
+    monkeypatch.setattr(_kafka_sender, "CONFIRM", 0.2)
+    ends: list[str] = []
+
+    async def silent(_: str) -> None:
+        await anyio.sleep_forever()
+
+    async def publish(topic: str) -> None:
+        with pytest.raises(PublishError, match=f"{topic}: no confirmation within") as caught:
+            await sender.send(topic, [Wire("1", b"")])
+        assert isinstance(caught.value.failed[0], Lost)
+        ends.append(topic)
+
+    producer = SimpleNamespace(_message_accumulator=accumulator(), client=SimpleNamespace(cluster=None))
+    producer.partitions_for = silent
+    sender = Sender(producer, SimpleNamespace(), 10, Tasks())
+    with anyio.fail_after(2):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(publish, "first")
+            await anyio.sleep(0.1)
+            tasks.start_soon(publish, "second")
+    assert ends == ["first", "second"]
+    for pump in sender._pumps:
+        pump.cancel()
