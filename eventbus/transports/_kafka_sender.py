@@ -23,8 +23,6 @@ __all__ = ("Sender",)
 
 CONFIRM = 8.0
 """Seconds for a confirmation, within which the client itself tries again."""
-OVERHEAD = 65_536
-"""Bytes of key and headers that a message may have besides its body."""
 KEYS = 4_096
 """Keys whose hash is remembered: to compute one takes longer than all else that is done for a message."""
 
@@ -212,11 +210,13 @@ class Sender:
         for index, wire in enumerate(parcel.wires):
             try:
                 self._box(lane, wire).places.append((parcel, index))
+            except UnicodeError as error:
+                parcel.note(index, Refused(f"{lane.topic}: {error}"))
             except Exception as error:
                 parcel.note(index, failure(error, lane.topic))
 
     def _box(self, lane: Lane, wire: Wire) -> Box:
-        """Return the box of its partition with the wire in it. Raises ``Refused`` if it fits into none."""
+        """Return the box of its partition with the wire in it. Raises ``Refused`` if it is too large for any."""
         if len(wire.body) > self._max_bytes:
             raise Refused(f"its body of {len(wire.body)} bytes is larger than kafka://...?max_bytes={self._max_bytes}")
         record = outgoing(wire)
@@ -227,11 +227,8 @@ class Sender:
         boxes = lane.boxes[partition]
         if boxes and boxes[-1].batch.append(timestamp=None, **record) is not None:
             return boxes[-1]
-        box = self._boxed(record)
-        if box.batch.size() > self._max_bytes + OVERHEAD:
-            raise Refused(f"with key and headers it has {box.batch.size()} bytes")
-        boxes.append(box)
-        return box
+        boxes.append(self._boxed(record))
+        return boxes[-1]
 
     def _boxed(self, record: dict[str, Any], *places: tuple[Parcel, int]) -> Box:
         box = Box(self._producer.create_batch(), *places)

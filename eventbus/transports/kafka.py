@@ -170,10 +170,7 @@ keyfile=None, partitions=3, replication=-1, declare=True, max_bytes=983040)
 
     async def _open(self) -> None:
         library, options = aiokafka(), self.cluster.client(REQUEST)
-        producer = library.AIOKafkaProducer(
-            enable_idempotence=True, acks="all", max_batch_size=BATCH,
-            max_request_size=self.cluster.max_bytes + 65_536, **options,
-        )  # fmt: skip
+        producer = library.AIOKafkaProducer(enable_idempotence=True, acks="all", max_batch_size=BATCH, **options)
         self._sender = Sender(producer, Connections(producer.client, options), self.cluster.max_bytes, self._tasks)
         self._admin = library.admin.AIOKafkaAdminClient(**options)
         self._connections = Connections(self._admin._client, options)

@@ -59,7 +59,6 @@ def faulty(_: Transport) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_kafka_sender, "outgoing", swollen)
-        patch.setattr(_kafka_sender, "OVERHEAD", 2**20)
         yield
 
 

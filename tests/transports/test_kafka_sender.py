@@ -9,11 +9,13 @@ from typing import Any
 import anyio
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import NotEnoughReplicasError
 from aiokafka.producer.message_accumulator import MessageAccumulator
 
-from eventbus.errors import Lost, PublishError
+from eventbus.errors import Lost, PublishError, Refused
 from eventbus.transport import Wire
 from eventbus.transports import _kafka_sender
+from eventbus.transports._kafka_connections import Connections
 from eventbus.transports._kafka_sender import Sender
 from eventbus.transports._kafka_tasks import Tasks
 
@@ -70,13 +72,47 @@ async def test_batch_that_is_over_while_it_waits_to_be_sent_again(complaints: li
     assert complaints == []
 
 
-async def test_each_call_waits_as_long_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+class Producer:
+    """Be a producer that learns of a topic, and has a batch confirmed, when the test says so."""
+
+    def __init__(self) -> None:
+        self._message_accumulator, self._sender = accumulator(), None
+        self.client = SimpleNamespace(cluster=self)
+        self.known, self.sent, self.error = anyio.Event(), list[bytes](), None
+
+    def available_partitions_for_topic(self, _: str) -> set[int]:
+        return {0}
+
+    async def partitions_for(self, _: str) -> set[int]:
+        await self.known.wait()
+        return {0}
+
+    def create_batch(self) -> Any:
+        append = lambda value, **_: self.sent.append(value) or 0  # noqa: E731
+        return SimpleNamespace(append=append, close=lambda: None)
+
+    async def send_batch(self, *_: object, **__: object) -> "asyncio.Future[None]":
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(None) if self.error is None else future.set_exception(self.error)
+        return future
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+async def sender() -> AsyncIterator[Any]:
+    tasks, producer = Tasks(), Producer()
+    found = Sender(producer, Connections(SimpleNamespace(_get_conn=None, _conns={}), {}), 10, tasks)
+    yield found
+    await found.close("the test is over", 0.1)
+    await tasks.end(1)
+
+
+async def test_each_call_waits_as_long_as_the_first(sender: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes later is given up later, by the same clock."""
     monkeypatch.setattr(_kafka_sender, "CONFIRM", 0.2)
     ends: list[str] = []
-
-    async def silent(_: str) -> None:
-        await anyio.sleep_forever()
 
     async def publish(topic: str) -> None:
         with pytest.raises(PublishError, match=f"{topic}: no confirmation within") as caught:
@@ -84,14 +120,50 @@ async def test_each_call_waits_as_long_as_the_first(monkeypatch: pytest.MonkeyPa
         assert isinstance(caught.value.failed[0], Lost)
         ends.append(topic)
 
-    producer = SimpleNamespace(_message_accumulator=accumulator(), client=SimpleNamespace(cluster=None))
-    producer.partitions_for = silent
-    sender = Sender(producer, SimpleNamespace(), 10, Tasks())
     with anyio.fail_after(2):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(publish, "first")
             await anyio.sleep(0.1)
             tasks.start_soon(publish, "second")
     assert ends == ["first", "second"]
-    for pump in sender._pumps:
-        pump.cancel()
+
+
+async def test_what_nobody_waits_for_any_more_is_not_sent(sender: Any) -> None:
+    """Who is cancelled before the topic is known leaves nothing behind that is sent then."""
+    async with anyio.create_task_group() as tasks:
+        gone = asyncio.ensure_future(sender.send("topic", [Wire("1", b"gone")]))
+        tasks.start_soon(sender.send, "topic", [Wire("2", b"here")])
+        await anyio.wait_all_tasks_blocked()
+        gone.cancel()
+        await asyncio.wait([gone])
+        sender._producer.known.set()
+    assert sender._producer.sent == [b"here"]
+
+
+async def test_the_end_fails_who_waits(sender: Any) -> None:
+    """Also who waits for a topic to be known gets Lost when the producer is closed."""
+    waiting = asyncio.ensure_future(sender.send("topic", [Wire("1", b"")]))
+    await anyio.wait_all_tasks_blocked()
+    await sender.close("closed", 0.1)
+    with anyio.fail_after(1), pytest.raises(PublishError, match="closed"):
+        await waiting
+
+
+async def test_a_producer_that_lost_something_is_not_used_again(sender: Any) -> None:
+    """Behind a batch that is lost everything is: its numbers are gone, and it may still come late."""
+    sender._producer.known.set()
+    sender._producer.error = NotEnoughReplicasError()
+    for _ in range(2):
+        with pytest.raises(PublishError, match="NotEnoughReplicas") as caught:
+            await sender.send("topic", [Wire("1", b"x")])
+        assert isinstance(caught.value.failed[0], Lost)
+    assert sender._producer.sent == [b"x"]
+
+
+async def test_what_cannot_be_written_is_refused(sender: Any) -> None:
+    """What is no text is the fault of its message alone."""
+    sender._producer.known.set()
+    with pytest.raises(PublishError) as caught:
+        await sender.send("topic", [Wire("1", b"x", {"name": "\ud800"}), Wire("2", b"y")])
+    assert {index: type(error) for index, error in caught.value.failed.items()} == {0: Refused}
+    assert sender._producer.sent == [b"y"]
