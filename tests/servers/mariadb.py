@@ -16,7 +16,8 @@ def recipe(*, durable: bool = False) -> Recipe:
     def prepare(place: Place) -> list[list[str]]:
         (place.directory / "tmp").mkdir()
         options = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
-        return [[install, "--no-defaults", f"--datadir={place.directory}/data", *options]]
+        where = [f"--datadir={place.directory}/data", f"--tmpdir={place.directory}/tmp"]
+        return [[install, "--no-defaults", *where, *options]]
 
     def command(place: Place) -> list[str]:
         here = place.directory
