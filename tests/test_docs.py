@@ -12,7 +12,6 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -222,14 +221,7 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def _named(page: Path) -> Any:
-    """Return a page as a parameter; what is no first reading takes its time."""
-    name = page.relative_to(ROOT).as_posix()
-    first = name == "README.md" or name.startswith("docs/tutorial/")
-    return pytest.param(page, id=name, marks=() if first else pytest.mark.long)
-
-
-@pytest.mark.parametrize("page", [_named(page) for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_python_runs(page: Path, tmp_path: Path) -> None:
     """Every Python block of a page runs, and prints what the page says."""
     assert "\n".join(run_python(page, tmp_path)) == ""
