@@ -151,9 +151,7 @@ def binary(envelope: Envelope) -> tuple[dict[str, str], bytes]:
     if (quick := _quick_headers(envelope)) is not None:
         return quick, envelope.body
     try:
-        attributes = _attributes(envelope)
-        plain = _PLAIN.fullmatch("".join(attributes.values()))
-        headers = {f"ce-{name}": value if plain else _quoted(value) for name, value in attributes.items()}
+        headers = {f"ce-{name}": _quoted(value) for name, value in _attributes(envelope).items()}
         headers["ce-dataversion"] = str(envelope.version)
         headers["ce-attempt"] = str(envelope.attempt)
         headers["content-type"] = headers.pop("ce-datacontenttype")

@@ -70,15 +70,18 @@ class Engine:
 
     def require(self, operation: str) -> None:
         """Raise ``NotRunningError`` or ``WrongLoopError`` unless this is where the bus runs."""
+        if self._surely_at_home():
+            return
         if self._home is None:
             raise NotRunningError(operation, self.state)
         loop, process = self._home
-        if surely_in(loop):
-            return
         if process != os.getpid():
             raise WrongLoopError(operation, "a forked child process")
         if (place := here()) != loop:
             raise WrongLoopError(operation, "another event loop" if place else "a thread without an event loop")
+
+    def _surely_at_home(self) -> bool:
+        return self._home is not None and surely_in(self._home[0])
 
     def wake(self, recipients: frozenset[str] | None = None) -> None:
         """Let the worker look for what was written here for some recipients; None: elsewhere, for anybody."""
@@ -259,7 +262,7 @@ class Engine:
         return ledger
 
     def _post(self, postings: Sequence[Posting], atomic: bool) -> Awaitable[None]:
-        if self._home is None or not surely_in(self._home[0]):
+        if not self._surely_at_home():  # what to say is put together only if it is to be said
             self.require(f"publishing {postings[0].subject.spec.name!r}, which has a route,")
         return self.entries.post(postings, atomic)
 

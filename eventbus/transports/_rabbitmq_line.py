@@ -239,7 +239,7 @@ class Line:
         self, exchange: str, key: str, wires: Sequence[Wire], extra: Mapping[str, str | int] = EMPTY
     ) -> dict[int, Lost | Refused]:
         """Return those wires that RabbitMQ has not confirmed, when all others are."""
-        if self._outlet is None or self.over is not None:
+        if self._outlet is None:
             return {index: Lost(self.over or "the connection is not open") for index in range(len(wires))}
         return await self._outlet.send(exchange, key, wires, extra)
 
